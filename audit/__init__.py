@@ -1,0 +1,103 @@
+"""A robustness and responsible-AI audit for trained PyTorch networks whose every number carries its uncertainty.
+
+>>> import audit
+>>> model = audit.Model.load("model.pt", arch="nets.py:SmallCNN")           # doctest: +SKIP
+>>> data = audit.Dataset.load("test.npz", reference="train.npz")            # doctest: +SKIP
+>>> result = audit.run(model, data, policy="audit.toml")                    # doctest: +SKIP
+>>> audit.require(result)                                                   # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audit.checks.base import Check, check
+    from audit.data.base import Dataset
+    from audit.errors import (
+        AuditError,
+        DataError,
+        IncompleteError,
+        InputError,
+        ModelError,
+        ModelRefused,
+        OutputError,
+        PolicyFailed,
+        UsageError,
+    )
+    from audit.model.wrapper import Model
+    from audit.policy import require
+    from audit.result import Evidence, Finding, Metric, Result
+    from audit.workflows import replay, run
+
+__version__ = "0.1.0"
+
+# Every name is imported when it is first used: `import audit` loads no heavy library.
+_WHERE = {
+    "AuditError": "audit.errors",
+    "Check": "audit.checks.base",
+    "DataError": "audit.errors",
+    "Dataset": "audit.data.base",
+    "Evidence": "audit.result",
+    "Finding": "audit.result",
+    "IncompleteError": "audit.errors",
+    "InputError": "audit.errors",
+    "Metric": "audit.result",
+    "Model": "audit.model.wrapper",
+    "ModelError": "audit.errors",
+    "ModelRefused": "audit.errors",
+    "OutputError": "audit.errors",
+    "PolicyFailed": "audit.errors",
+    "Result": "audit.result",
+    "UsageError": "audit.errors",
+    "check": "audit.checks.base",
+    "replay": "audit.workflows",
+    "require": "audit.policy",
+    "run": "audit.workflows",
+}
+
+__all__ = [
+    "AuditError",
+    "Check",
+    "DataError",
+    "Dataset",
+    "Evidence",
+    "Finding",
+    "IncompleteError",
+    "InputError",
+    "Metric",
+    "Model",
+    "ModelError",
+    "ModelRefused",
+    "OutputError",
+    "PolicyFailed",
+    "Result",
+    "UsageError",
+    "check",
+    "replay",
+    "require",
+    "run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'audit' has no attribute {name!r}")
+    value = getattr(import_module(_WHERE[name]), name)
+    if name == "Result":
+        _hand_over_reports()
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_WHERE])
+
+
+def _hand_over_reports() -> None:
+    """Give `Result.save` and the notebook view their renderers: `result` itself never imports `report`."""
+    from audit.result import use_renderer
+
+    use_renderer("report.html", lambda result: import_module("audit.report.html").render(result))
+    use_renderer("summary.md", lambda result: import_module("audit.report.markdown").render(result))

@@ -1,0 +1,133 @@
+"""Projected gradient descent (Madry et al. 2018) with random restarts, for L∞ and L2, batched, on samples that still stand."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from audit.attacks.base import Attack, Ball, Candidates, Goal, Norm, l2_norm, per_sample, random_in_ball
+from audit.errors import UsageError
+from audit.model.wrapper import Model
+
+COMPACT_EVERY = 5  # copying the batch pays once a fair share has left it; each look at the mask is a sync on a GPU
+
+
+class PGD(Attack):
+    """Projected gradient descent.
+
+    Madry et al. 2018, "Towards Deep Learning Models Resistant to Adversarial Attacks", section 2.1: steps along the sign of
+    the gradient (L∞) or along the gradient of unit length (L2), each followed by a projection onto radius and box.
+
+    A sample that is broken leaves the batch; a restart attacks what is left.
+
+    Parameters
+    ----------
+    norm, eps, seed
+        See `Attack`.
+    steps
+        Gradient steps a restart.
+    restarts
+        Runs from different starts, the first included.
+    step_size
+        Length of a step in units of the radius; 2.5 · eps / steps where None, so that a run can cross the ball and come back
+        (the setting of Madry's own code for CIFAR-10 and of many after it).
+    random_start
+        Whether the first run begins at random in the ball, as all others do, rather than at the input.
+    """
+
+    name = "pgd"
+
+    def __init__(
+        self,
+        norm: Norm = "linf",
+        eps: float = 8 / 255,
+        *,
+        steps: int = 40,
+        restarts: int = 1,
+        step_size: float | None = None,
+        random_start: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(norm, eps, seed=seed)
+        if steps < 1 or restarts < 1:
+            raise UsageError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
+        self.steps, self.restarts, self.random_start = steps, restarts, random_start
+        self.step_size = step_size
+
+    def run(self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor) -> Candidates:
+        """Attack a batch; see `Attack.run`. The candidate of an unbroken sample is the last point of its last run."""
+        found = Candidates.start(x)
+        rows = torch.arange(len(x), device=x.device)
+        for restart in range(self.restarts):
+            self._run_once(model, x, goal, ball, ids, restart, found, rows)
+            rows = (~found.broken).nonzero()[:, 0]
+            if len(rows) == 0:
+                break
+        return found
+
+    def _run_once(
+        self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor, restart: int, found: Candidates, rows: Tensor
+    ) -> None:
+        """Run from one start on the samples at `rows` and note in `found` what comes of it."""
+        direction = 1.0 if restart % 2 == 0 else -1.0
+        origin, goal = x[rows], goal.take(rows)
+        low, high = ball.limits(origin)
+        point = self._start(origin, ball, ids[rows], low, high, restart)
+        step = (2.5 * ball.eps / self.steps if self.step_size is None else self.step_size) * ball.unit()
+        for k in range(self.steps):
+            gradient, losses, hit = look(model, goal, point, direction)
+            if restart == 0 and k == 0:
+                found.loss_start[rows], found.grad_zero[rows] = losses, (gradient == 0).flatten(1).all(dim=1)
+            found.note(rows, point, losses, hit)
+            if k % COMPACT_EVERY == 0 and bool(found.broken[rows].any()):
+                keep = ~found.broken[rows]
+                rows, point, gradient, origin, goal = rows[keep], point[keep], gradient[keep], origin[keep], goal.take(keep)
+                low, high = low[keep], high[keep]
+                if len(rows) == 0:
+                    return
+            point = _step(point, gradient, origin, ball, low, high, step)
+        # The last point was not looked at yet: one forward says what came of it.
+        with torch.no_grad():
+            output = model.values(point) if model.task == "regression" else model.logits(point)
+        found.note(rows, point, goal.loss(output, direction), goal.broken(output), last=True)
+
+    def _start(self, x: Tensor, ball: Ball, ids: Tensor, low: Tensor, high: Tensor, restart: int) -> Tensor:
+        if not self.random_start and restart == 0:
+            return x
+        noise = random_in_ball(ids, tuple(x.shape[1:]), ball, seed=self.seed, purpose=f"{self.name}.start", draw=restart).to(x)
+        return torch.minimum(torch.maximum(x + noise * ball.unit(), low), high)
+
+
+def look(model: Model, goal: Goal, point: Tensor, direction: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradient, losses, and which samples are broken at `point`: one forward and one backward."""
+    hit = torch.zeros(0)
+
+    def loss(output: Tensor) -> Tensor:
+        nonlocal hit
+        hit = goal.broken(output.detach())
+        return goal.loss(output, direction)
+
+    gradient, losses = model.gradient(loss, point)
+    return gradient, losses, hit
+
+
+def _step(
+    point: Tensor, gradient: Tensor, origin: Tensor, ball: Ball, low: Tensor, high: Tensor, step: Tensor | float
+) -> Tensor:
+    if ball.norm == "linf":
+        moved = point + gradient.sign() * step
+    else:
+        # In units of the radius the ball is round: the gradient is taken there, and the step brought back.
+        moved = point + unit_l2(gradient * ball.unit()) * step
+        moved = origin + ball.project_l2(moved - origin)
+    return torch.minimum(torch.maximum(moved, low), high)
+
+
+def unit_l2(gradient: Tensor) -> Tensor:
+    """Scale each sample's gradient to length 1; zero stays zero.
+
+    It is divided by its largest entry first, so that a gradient of 1e-30 does not underflow in its own norm.
+    """
+    largest = gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / per_sample(largest, gradient)
+    return scaled / per_sample(l2_norm(scaled).clamp_min(1e-12), scaled)

@@ -1,0 +1,738 @@
+"""Asks how often the network is right, and whether it knows when it is not: the ground that every other check stands on."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import Field
+from scipy import stats as scipy_stats
+
+from audit import stats
+from audit.checks.base import Answer, Arrays, Block, Check, CheckOptions, Found, MetricDoc, Stage, Task, check, predictions
+from audit.data.base import Part
+from audit.result import CheckResult, Evidence, Figure, Finding, Metric, Table, finite, slugs
+from audit.stats import Interval
+
+REPEATED, ALONE = 128, 16  # samples that are run again, and one at a time
+FEW = 30  # below it an interval is so wide that a reader should be told what that means
+MOST_SHOWN = 40  # classes in a figure: more cannot be read
+CONFIDENT = 0.9
+UNSEEN_TOLERANCE = 0.05
+NO_CLASS = -1  # the prediction of a sample whose logits are not finite: right for no label
+
+
+class PerformanceOptions(CheckOptions):
+    """The section ``[performance]`` of audit.toml."""
+
+    max_gap: float = Field(0.05, ge=0, description="over-fitting is reported when the gap is surely larger than this")
+    recall_gap: float = Field(0.1, ge=0, description="a class is reported when its recall is surely this far below the others'")
+    imbalance: float = Field(10.0, gt=1, description="ratio of the largest to the smallest class that is reported")
+    bins: int = Field(15, ge=1, description="bins of the calibration error, at most")
+
+
+@check
+class Performance(Check):
+    """How often the network is right, how sure it is, and whether the measurement can be repeated."""
+
+    id = "performance"
+    question = "How often is the network right, and does it know when it is not?"
+    Options = PerformanceOptions
+    metrics = (
+        MetricDoc(
+            "performance.accuracy",
+            "Share of the test samples whose label is the predicted class (the largest logit). A sample whose logits are not "
+            "finite counts as wrong.",
+            "fraction",
+            "0 to 1",
+            "Clopper–Pearson (exact binomial)",
+            "Interval wider than it need be for small n; optimistic where test samples were seen in training.",
+            "Clopper & Pearson (1934), Biometrika 26:404",
+        ),
+        MetricDoc(
+            "performance.balanced_accuracy",
+            "Unweighted mean of the recalls of the classes that occur in the test part.",
+            "fraction",
+            "0 to 1",
+            "MOVER over Clopper–Pearson limits of the recalls",
+            "Says nothing of classes without test samples; rare classes make it noisy.",
+            "Brodersen et al. (2010), ICPR; Zou & Donner (2008), Statistics in Medicine 27:1693",
+        ),
+        MetricDoc(
+            "performance.<class>.recall",
+            "Share of the test samples of one class that are predicted as that class.",
+            "fraction",
+            "0 to 1",
+            "Clopper–Pearson, one class at a time",
+            "Of many intervals read together some miss: the finding on weak classes corrects for that, this does not.",
+            "Clopper & Pearson (1934), Biometrika 26:404",
+        ),
+        MetricDoc(
+            "performance.overfitting_gap",
+            "Accuracy (for regression R²) on the reference part less that on the test part.",
+            "fraction",
+            "-1 to 1 (regression: any)",
+            "MOVER over the intervals of the two parts",
+            "Rises, too, where the parts differ in more than having been seen; 0 where the test part was trained on.",
+            "Newcombe (1998), Statistics in Medicine 17:873; Zou & Donner (2008), Statistics in Medicine 27:1693",
+            direction="lower",
+        ),
+        MetricDoc(
+            "calibration.ece",
+            "Expected calibration error: mean over bins of equal size of |accuracy − mean confidence|, weighted by their "
+            "samples. Confidence is the largest softmax probability.",
+            "fraction",
+            "0 to 1",
+            "MOVER over Clopper–Pearson limits of the bins; the lower limit also subtracts a bound on the bias",
+            "Biased upward for small n (noise adds to the absolute value); bins hide errors that cancel within a bin.",
+            "Naeini, Cooper & Hauskrecht (2015), AAAI 29; Nixon et al. (2019), CVPR workshops",
+            direction="lower",
+        ),
+        MetricDoc(
+            "performance.r2",
+            "Coefficient of determination on the test part: 1 − mean squared error / variance of the labels.",
+            "fraction",
+            "any number up to 1; 0 is as good as the mean",
+            "studentised bootstrap of log(1 − R²), fixed seed",
+            "A little downward for small n; the interval is too narrow for heavy-tailed errors.",
+            "Davison & Hinkley (1997), Bootstrap Methods and their Application, section 5.2.1",
+        ),
+        MetricDoc(
+            "performance.mae",
+            "Mean absolute error on the test part.",
+            "target units",
+            "0 and more",
+            "studentised bootstrap of its logarithm, fixed seed",
+            "None of the value; the interval is too narrow for heavy-tailed errors in small samples.",
+            "Davison & Hinkley (1997), Bootstrap Methods and their Application, section 5.2.1",
+            direction="lower",
+        ),
+    )
+
+    def stages(self, task: Task) -> list[Stage]:
+        """Run both parts once, some samples twice, and some one at a time."""
+        headline = "performance.r2" if task.model.task == "regression" else "performance.accuracy"
+        clean = predictions(task, cost_of=headline)
+        listed = [clean]
+        if task.data.reference is not None:
+            listed.append(predictions(task, "reference", cost_of="performance.overfitting_gap"))
+        listed.append(
+            Stage(
+                id="performance.repeat",
+                job=_twice(task),
+                cost_of="performance.deterministic",
+                select=lambda _: _spread_positions(len(task.data.test), REPEATED),
+                passes=2.0,
+            )
+        )
+        listed.append(
+            Stage(
+                id="performance.alone",
+                job=_one_at_a_time(task),
+                cost_of="performance.batch_independent",
+                select=lambda _: _spread_positions(len(task.data.test), ALONE),
+            )
+        )
+        return listed
+
+    def conclude(self, task: Task, found: Found) -> CheckResult:
+        """Turn outputs into accuracy or error, with the tests of the measurement."""
+        answer = Answer(type(self))
+        name = "values" if task.model.task == "regression" else "logits"
+        outputs = found["predictions.test"].spread(name, len(task.data.test), np.nan)
+        _judge_outputs(answer, outputs, found)
+        _judge_overlap(answer, task)
+        conclude = _regression if name == "values" else _classification
+        text = conclude(answer, task, found, outputs)
+        answer.not_tested += [
+            "data unlike the test part: other sources, later times, rarer cases",
+            "whether the labels themselves are right: the network is compared with them as they are",
+        ]
+        return answer.result(task, text)
+
+
+# --- the work ---------------------------------------------------------------------------------------------------------
+
+
+def _forward(task: Task, x: torch.Tensor) -> torch.Tensor:
+    return task.model.values(x) if task.model.task == "regression" else task.model.logits(x)
+
+
+def _twice(task: Task) -> Callable[[Block], Arrays]:
+    def job(block: Block) -> Arrays:
+        with task.model.session(), torch.no_grad():
+            return {name: _forward(task, block.x).cpu().numpy() for name in ("first", "second")}
+
+    return job
+
+
+def _one_at_a_time(task: Task) -> Callable[[Block], Arrays]:
+    def job(block: Block) -> Arrays:
+        with task.model.session(), torch.no_grad():
+            rows = [_forward(task, block.x[i : i + 1]).cpu().numpy() for i in range(len(block.x))]
+        return {"alone": np.concatenate(rows)}
+
+    return job
+
+
+def _spread_positions(n: int, at_most: int) -> NDArray[np.int64]:
+    return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(np.int64))
+
+
+# --- tests of the measurement -----------------------------------------------------------------------------------------
+
+
+def _judge_outputs(answer: Answer, outputs: NDArray[Any], found: Found) -> None:
+    finite_rows = _finite_rows(outputs)
+    bad = int((~finite_rows).sum())
+    answer.evidence.append(
+        Evidence(
+            id="performance.finite_outputs",
+            ok=bad == 0,
+            detail=f"{bad} of {len(outputs)} samples have an output that is NaN or infinite",
+            value=bad / len(outputs),
+        )
+    )
+    repeat, alone = found.get("performance.repeat"), found.get("performance.alone")
+    if repeat is not None:
+        # The very same call twice: equal but for kernels that add in another order from call to call.
+        answer.evidence.append(
+            _agreement("performance.deterministic", repeat["first"], repeat["second"], 1e-5, "the same samples were run twice")
+        )
+    if alone is not None:
+        # Other batch sizes take other kernels, so float noise of a deep network is allowed for.
+        answer.evidence.append(
+            _agreement(
+                "performance.batch_independent",
+                alone["alone"],
+                outputs[alone.positions],
+                1e-3,
+                "samples were run one at a time and inside a batch",
+            )
+        )
+
+
+def _agreement(evidence_id: str, a: NDArray[Any], b: NDArray[Any], tolerance: float, what: str) -> Evidence:
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    both = np.isfinite(a) & np.isfinite(b)
+    same_kind = bool((np.isfinite(a) == np.isfinite(b)).all())
+    scale = max(1e-12, float(np.abs(a[both]).max(initial=0.0)))
+    apart = float(np.abs(a - b)[both].max(initial=0.0)) / scale
+    return Evidence(
+        id=evidence_id,
+        ok=same_kind and apart <= tolerance,
+        detail=f"{what} ({len(a)} samples): outputs differ by {apart:.2g} of the largest output; {tolerance:g} is tolerated"
+        + ("" if same_kind else ", and some are finite in one run only"),
+        value=apart,
+    )
+
+
+def _judge_overlap(answer: Answer, task: Task) -> None:
+    """Compare how many test samples stand in the reference part with how many reference samples have a twin there.
+
+    The second share is what a fresh sample would show by chance, where values are few and repeat.
+    """
+    reference, test = task.data.reference, task.data.test
+    if reference is None:
+        answer.not_tested.append("over-fitting, and whether test samples were trained on: no reference part was given")
+        return
+    seen, fresh = _row_keys(reference), _row_keys(test)
+    counts = Counter(seen)
+    overlap = np.asarray([key in counts for key in fresh])
+    natural = sum(counts[key] > 1 for key in seen)
+    excess = stats.difference(int(overlap.sum()), len(test), natural, len(reference))
+    leaked = bool(excess.low is not None and excess.value is not None and excess.low > 0 and excess.value > UNSEEN_TOLERANCE)
+    answer.evidence.append(
+        Evidence(
+            id="performance.test_unseen",
+            ok=not leaked,
+            detail=f"{int(overlap.sum())} of {len(test)} test samples also stand in the reference part; "
+            f"{natural} of {len(reference)} reference samples have a twin there",
+            value=float(overlap.mean()),
+        )
+    )
+    if leaked:
+        answer.findings.append(
+            Finding(
+                severity="high",
+                title=f"{int(overlap.sum())} of {len(test)} test samples were in the training data",
+                detail="The same inputs with the same label stand in the reference part, far more often than chance repeats "
+                "would explain. Accuracy on samples that were trained on says little about new ones: use a test part "
+                "that was held out.",
+                samples=test.ids[overlap][:10].tolist(),
+            )
+        )
+
+
+def _row_keys(part: Part) -> list[int]:
+    """Hash input and label of each sample; types are evened out so that 1 and 1.0 are the same value."""
+    x = np.ascontiguousarray(part.x.reshape(len(part), -1), dtype=np.float32)
+    return [hash((row.tobytes(), float(label))) for row, label in zip(x, part.y, strict=True)]
+
+
+def _finite_rows(outputs: NDArray[Any]) -> NDArray[np.bool_]:
+    rows: NDArray[np.bool_] = np.isfinite(outputs.reshape(len(outputs), -1)).all(axis=1)
+    return rows
+
+
+def _report_non_finite(answer: Answer, part: Part, finite_rows: NDArray[np.bool_], meaning: str) -> None:
+    if finite_rows.all():
+        return
+    bad = ~finite_rows
+    answer.findings.append(
+        Finding(
+            severity="high",
+            title=f"The network returns NaN or infinity for {int(bad.sum())} of {len(part)} samples",
+            detail=f"{meaning} Look for overflow, a division by zero, or inputs outside the range it was trained on.",
+            samples=part.ids[bad][:10].tolist(),
+        )
+    )
+
+
+def _report_few(answer: Answer, n: int, what: str, interval: Interval) -> None:
+    if n >= FEW:
+        return
+    span = (
+        f"the true value may lie anywhere from {interval.low:.3g} to {interval.high:.3g}"
+        if interval.low is not None and interval.high is not None
+        else "no interval can be stated"
+    )
+    answer.findings.append(
+        Finding(
+            severity="low",
+            title=f"Only {n} test sample{'s' if n != 1 else ''}",
+            detail=f"With so few samples {span} ({what}). Read the intervals, not the values.",
+        )
+    )
+
+
+# --- classification ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Classified:
+    """Labels and predictions of the test part, with counts by class; `classes` are those seen in either or named."""
+
+    labels: NDArray[np.int64]
+    predicted: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+    classes: list[int]
+    names: list[str]
+
+    @property
+    def correct(self) -> NDArray[np.bool_]:
+        right: NDArray[np.bool_] = self.labels == self.predicted
+        return right
+
+    def support(self) -> NDArray[np.int64]:
+        return np.asarray([(self.labels == c).sum() for c in self.classes], dtype=np.int64)
+
+    def hits(self) -> NDArray[np.int64]:
+        return np.asarray([((self.labels == c) & self.correct).sum() for c in self.classes], dtype=np.int64)
+
+    def chosen(self) -> NDArray[np.int64]:
+        return np.asarray([(self.predicted == c).sum() for c in self.classes], dtype=np.int64)
+
+
+def _classify(task: Task, part: Part, logits: NDArray[Any]) -> _Classified:
+    finite_rows = _finite_rows(logits)
+    predicted, confidence = np.full(len(logits), NO_CLASS, dtype=np.int64), np.full(len(logits), np.nan)
+    rows = logits[finite_rows].astype(np.float64)
+    if len(rows):
+        predicted[finite_rows] = rows.argmax(axis=1)
+        shifted = rows - rows.max(axis=1, keepdims=True)
+        confidence[finite_rows] = 1 / np.exp(shifted).sum(axis=1)
+    labels = part.y.astype(np.int64)
+    named = task.classes
+    classes = sorted({*range(logits.shape[1]), *np.unique(labels).tolist()})
+    names = [named[c] if 0 <= c < len(named) else str(c) for c in classes]
+    return _Classified(labels, predicted, confidence, classes, names)
+
+
+def _classification(answer: Answer, task: Task, found: Found, logits: NDArray[Any]) -> str:
+    seen = _classify(task, task.data.test, logits)
+    n, confidence = len(seen.labels), task.confidence
+    accuracy = stats.clopper_pearson(int(seen.correct.sum()), n, confidence)
+    balanced = stats.mean_of_proportions(seen.hits(), seen.support(), confidence)
+    answer.metrics += [
+        _metric(task, "performance.accuracy", accuracy, n, "clopper-pearson", params={"headline": True}),
+        _metric(
+            task, "performance.balanced_accuracy", balanced, n, "mover", params={"classes": int((seen.support() > 0).sum())}
+        ),
+    ]
+    _recalls(answer, task, seen)
+    answer.outcomes["performance.correct"] = seen.correct
+    _judge_labels(answer, seen)
+    _report_non_finite(answer, task.data.test, _finite_rows(logits), "They count as wrong.")
+    _constant(answer, task, seen)
+    _weak_classes(answer, task, seen)
+    _imbalance(answer, task, seen)
+    _report_few(answer, n, "accuracy", accuracy)
+    gap = _overfitting(answer, task, found, accuracy)
+    calibration = _calibration(answer, task, seen)
+    _confusion(answer, seen)
+    return _answer_text(task, n, accuracy, calibration, gap)
+
+
+def _answer_text(task: Task, n: int, accuracy: Interval, calibration: Interval, gap: Interval | None) -> str:
+    level = f"{task.confidence:.0%} interval"
+    text = (
+        f"On {n:,} test sample{'s' if n != 1 else ''} the network is right {accuracy.value:.1%} of the time "
+        f"({level} {accuracy.low:.1%} to {accuracy.high:.1%})."
+    )
+    if calibration.value is not None:
+        text += (
+            f" Its stated confidence is off by {calibration.value:.3f} on average "
+            f"({calibration.low:.3f} to {calibration.high:.3f})"
+        )
+        text += (
+            f", and it is {gap.value:+.1%} more often right on the reference part ({gap.low:+.1%} to {gap.high:+.1%})."
+            if gap is not None and gap.value is not None
+            else "."
+        )
+    return text
+
+
+def _metric(task: Task, metric_id: str, interval: Interval, n: int, method: str, **more: Any) -> Metric:
+    value, low, high = (finite(v) for v in interval)
+    return Metric(id=metric_id, value=value, low=low, high=high, confidence=task.confidence, n=n, method=method, **more)
+
+
+def _recalls(answer: Answer, task: Task, seen: _Classified) -> None:
+    support, hits, chosen = seen.support(), seen.hits(), seen.chosen()
+    unique = slugs(
+        f"{name}\x00{c}" if seen.names.count(name) > 1 else name for name, c in zip(seen.names, seen.classes, strict=True)
+    )
+    intervals = [stats.clopper_pearson(int(k), int(m), task.confidence) for k, m in zip(hits, support, strict=True)]
+    rows: list[list[Any]] = []
+    for i, (name, slug) in enumerate(zip(seen.names, unique.values(), strict=True)):
+        interval = intervals[i]
+        answer.metrics.append(
+            _metric(
+                task,
+                f"performance.{slug}.recall",
+                interval,
+                int(support[i]),
+                "clopper-pearson",
+                params={"class": name, "index": seen.classes[i]},
+                detail="" if support[i] else "no test sample of this class",
+            )
+        )
+        precision = int(hits[i]) / int(chosen[i]) if chosen[i] else None
+        rows.append([name, int(support[i]), int(chosen[i]), interval.value, interval.low, interval.high, precision])
+    answer.tables.append(
+        Table(
+            id="performance.classes",
+            title="Classes: how many samples, how many found",
+            columns=["class", "samples", "predicted", "recall", "low", "high", "precision"],
+            rows=rows,
+        )
+    )
+    shown = sorted(np.argsort([1.0 if v.value is None else v.value for v in intervals], kind="stable")[:MOST_SHOWN].tolist())
+    answer.figures.append(
+        Figure(
+            id="performance.recall",
+            kind="bars",
+            title="Recall of each class" if len(shown) == len(rows) else f"Recall of the {len(shown)} weakest classes",
+            data={
+                "labels": [seen.names[i] for i in shown],
+                "values": [intervals[i].value for i in shown],
+                "low": [intervals[i].low for i in shown],
+                "high": [intervals[i].high for i in shown],
+                "n": [int(support[i]) for i in shown],
+                "xlabel": "class",
+                "ylabel": "recall",
+            },
+        )
+    )
+
+
+def _judge_labels(answer: Answer, seen: _Classified) -> None:
+    present = int((seen.support() > 0).sum())
+    answer.evidence.append(
+        Evidence(
+            id="performance.more_than_one_class",
+            ok=present > 1,
+            detail=f"the test part has labels of {present} class{'es' if present != 1 else ''}"
+            + ("" if present > 1 else ": accuracy on it says nothing about telling classes apart"),
+            value=float(present),
+        )
+    )
+    absent = [name for name, m in zip(seen.names, seen.support(), strict=True) if m == 0]
+    if absent:
+        answer.not_tested.append(f"classes without a test sample ({len(absent)}): {_listed(absent)}")
+
+
+def _constant(answer: Answer, task: Task, seen: _Classified) -> None:
+    """Compare the network, sample by sample, with always answering the most frequent class (an exact sign test)."""
+    support = seen.support()
+    if (support > 0).sum() < 2:
+        return
+    top = int(support.argmax())
+    constant_right = seen.labels == seen.classes[top]
+    better, worse = int((seen.correct & ~constant_right).sum()), int((~seen.correct & constant_right).sum())
+    p = float(scipy_stats.binom.sf(better - 1, better + worse, 0.5))
+    if better > worse and p <= (1 - task.confidence) / 2:
+        return
+    share, n = constant_right.mean(), len(seen.labels)
+    sure = better <= worse
+    answer.findings.append(
+        Finding(
+            severity="high" if sure else "low",
+            title=f"Accuracy is {'no better' if sure else 'not shown to be better'} than always answering {seen.names[top]}",
+            detail=f"The most frequent class makes up {share:.1%} of {n} test samples; the network is right on "
+            f"{seen.correct.mean():.1%}. It is right where that constant answer is wrong {better} times, and wrong where it "
+            f"is right {worse} times (one-sided sign test, p = {p:.2g}).",
+        )
+    )
+
+
+def _weak_classes(answer: Answer, task: Task, seen: _Classified) -> None:
+    support, hits, chosen = seen.support(), seen.hits(), seen.chosen()
+    present = np.flatnonzero(support > 0)
+    if len(present) < 2:
+        return
+    options: PerformanceOptions = task.options
+    each = 1 - (1 - task.confidence) / len(present)  # Bonferroni: every class is compared
+    for i in present.tolist():
+        own = stats.clopper_pearson(int(hits[i]), int(support[i]), each)
+        others = present[present != i]
+        rest = stats.mean_of_proportions(hits[others], support[others], each)
+        below = stats.mover([rest, own], [1.0, -1.0])
+        missed = seen.labels == seen.classes[i]
+        samples = task.data.test.ids[missed & ~seen.correct][:10].tolist()
+        name, counts = seen.names[i], f"{hits[i]} of {support[i]} found"
+        if chosen[i] == 0 and own.high is not None and own.high < 0.5:
+            answer.findings.append(
+                Finding(
+                    severity="medium",
+                    title=f"Class {name} is never predicted",
+                    detail=f"None of its {support[i]} test samples is found: recall is at most {own.high:.1%}.",
+                    samples=samples,
+                )
+            )
+        elif below.low is not None and below.low > options.recall_gap:
+            answer.findings.append(
+                Finding(
+                    severity="medium",
+                    title=f"Class {name} is recognised far less often than the others",
+                    detail=f"Recall {own.value:.1%} ({counts}) against {rest.value:.1%} on average for the other classes: "
+                    f"surely more than {below.low:.1%} less.",
+                    samples=samples,
+                )
+            )
+
+
+def _imbalance(answer: Answer, task: Task, seen: _Classified) -> None:
+    support = seen.support()
+    present = support[support > 0]
+    if len(present) < 2 or present.max() / present.min() < task.options.imbalance:
+        return
+    rare, common = np.where(support > 0, support, support.max() + 1).argmin(), support.argmax()
+    answer.findings.append(
+        Finding(
+            severity="low",
+            title="The classes are very unequal in number",
+            detail=f"{seen.names[common]} has {support[common]} test samples, {seen.names[rare]} has {support[rare]} "
+            f"(ratio {present.max() / present.min():.0f}). Accuracy is mostly about the large classes: read balanced accuracy.",
+        )
+    )
+
+
+def _overfitting(answer: Answer, task: Task, found: Found, test: Interval) -> Interval | None:
+    merged = found.get("predictions.reference")
+    if merged is None or task.data.reference is None:
+        return None
+    reference = _classify(task, task.data.reference.take(merged.positions), merged["logits"])
+    n = len(reference.labels)
+    own = stats.clopper_pearson(int(reference.correct.sum()), n, task.confidence)
+    return _gap(answer, task, own, test, n, "accuracy")
+
+
+def _gap(answer: Answer, task: Task, reference: Interval, test: Interval, n: int, measure: str) -> Interval:
+    gap = stats.mover([reference, test], [1.0, -1.0])
+    answer.metrics.append(
+        _metric(
+            task,
+            "performance.overfitting_gap",
+            gap,
+            len(task.data.test),
+            "mover",
+            direction="lower",
+            params={"reference": reference.value, "test": test.value, "n_reference": n, "measure": measure},
+            detail=f"{measure} on the reference part less that on the test part",
+        )
+    )
+    if gap.low is not None and gap.low > task.options.max_gap:
+        answer.findings.append(
+            Finding(
+                severity="medium",
+                title=f"Over-fitting: {measure} is {gap.value:.3f} higher on the reference part than on the test part",
+                detail=f"{measure} is {reference.value:.3f} on {n} reference samples and {test.value:.3f} on "
+                f"{len(task.data.test)} test samples; the gap is surely more than {gap.low:.3f}, and "
+                f"{task.options.max_gap:g} is the limit. The network has learnt its samples by heart, or the two parts differ.",
+            )
+        )
+    return gap
+
+
+def _calibration(answer: Answer, task: Task, seen: _Classified) -> Interval:
+    options: PerformanceOptions = task.options
+    n, known = len(seen.labels), np.isfinite(seen.confidence)
+    if not known.all():
+        unknown = Interval(None, None, None)
+        note = "some outputs are not finite: a confidence of theirs does not exist"
+        answer.metrics.append(_metric(task, "calibration.ece", unknown, n, "mover", direction="lower", detail=note))
+        return unknown
+    interval = stats.ece(seen.confidence, seen.correct, options.bins, task.confidence)
+    bins = stats.reliability_bins(seen.confidence, seen.correct, options.bins, task.confidence)
+    answer.metrics.append(
+        _metric(
+            task,
+            "calibration.ece",
+            interval,
+            n,
+            "mover",
+            direction="lower",
+            params={"bins": len(bins.n), "binning": "equal mass"},
+            detail="biased upward: noise adds to it, and the upper limit leaves that in",
+        )
+    )
+    answer.figures.append(
+        Figure(
+            id="calibration.reliability",
+            kind="reliability",
+            title="How often it is right, by how sure it says it is",
+            data={
+                "confidence": bins.confidence.tolist(),
+                "accuracy": bins.accuracy.tolist(),
+                "low": bins.low.tolist(),
+                "high": bins.high.tolist(),
+                "n": bins.n.tolist(),
+            },
+        )
+    )
+    _confidently_wrong(answer, task, seen)
+    return interval
+
+
+def _confidently_wrong(answer: Answer, task: Task, seen: _Classified) -> None:
+    sure = seen.confidence >= CONFIDENT
+    wrong = np.flatnonzero(sure & ~seen.correct)
+    if len(wrong) == 0:
+        return
+    share = stats.clopper_pearson(len(wrong), int(sure.sum()), task.confidence)
+    order = wrong[np.argsort(-seen.confidence[wrong], kind="stable")][:10]
+    too_often = share.low is not None and share.low > 1 - CONFIDENT
+    answer.findings.append(
+        Finding(
+            severity="low" if too_often else "info",
+            title=f"{len(wrong)} test samples are wrong with a stated confidence of {CONFIDENT:.0%} or more",
+            detail=f"Of {int(sure.sum())} samples with that confidence {share.value:.1%} are wrong ({share.low:.1%} to "
+            f"{share.high:.1%}); at most {1 - CONFIDENT:.0%} should be. The most confident are listed first.",
+            samples=task.data.test.ids[order].tolist(),
+        )
+    )
+
+
+def _confusion(answer: Answer, seen: _Classified) -> None:
+    if len(seen.classes) > MOST_SHOWN:
+        return
+    columns = [*seen.classes, NO_CLASS] if (seen.predicted == NO_CLASS).any() and NO_CLASS not in seen.classes else seen.classes
+    counts: list[Any] = [[int(((seen.labels == c) & (seen.predicted == d)).sum()) for d in columns] for c in seen.classes]
+    answer.figures.append(
+        Figure(
+            id="performance.confusion",
+            kind="matrix",
+            title="Labels against predictions",
+            data={
+                "rows": [*seen.names],
+                "columns": [*[*seen.names, "none"][: len(columns)]],
+                "values": counts,
+                "xlabel": "predicted",
+                "ylabel": "label",
+            },
+        )
+    )
+
+
+def _listed(names: Sequence[str], at_most: int = 8) -> str:
+    shown = ", ".join(names[:at_most])
+    return shown if len(names) <= at_most else f"{shown} and {len(names) - at_most} more"
+
+
+# --- regression -------------------------------------------------------------------------------------------------------
+
+
+def _regression(answer: Answer, task: Task, found: Found, values: NDArray[Any]) -> str:
+    test, n = task.data.test, len(values)
+    _report_non_finite(answer, test, _finite_rows(values), "No error can be computed from them, so none is reported.")
+    r2, mae = _errors(task, test.y, values)
+    answer.metrics += [
+        _metric(task, "performance.r2", r2, n, "studentised-bootstrap", params={"headline": True}),
+        _metric(task, "performance.mae", mae, n, "studentised-bootstrap", direction="lower", unit="target units"),
+    ]
+    _report_few(answer, n, "R²", r2)
+    merged, reference = found.get("predictions.reference"), task.data.reference
+    if merged is not None and reference is not None:
+        own, _ = _errors(task, reference.y[merged.positions], merged["values"])
+        _gap(answer, task, own, r2, len(merged.positions), "R²")
+    if r2.high is not None and r2.high <= 0:
+        answer.findings.append(
+            Finding(
+                severity="high",
+                title="The network is no better than always answering the mean",
+                detail=f"R² is at most {r2.high:.3f} ({r2.value:.3f} on {n} test samples); the mean of the labels has 0.",
+            )
+        )
+    _scatter(answer, test.y, values)
+    if r2.value is None or mae.value is None:
+        if n and not _finite_rows(values).all():
+            return f"No error could be computed: some of the {n:,} outputs are not finite."
+        answer.reasons.append("the labels of the test part are all equal: R² does not exist")
+        return f"The {n:,} test labels are all equal, so R² does not exist."
+    return (
+        f"On {n:,} test sample{'s' if n != 1 else ''} R² is {r2.value:.3f} ({_range(r2, task)}), where 1 is perfect and 0 is as "
+        f"good as the mean; the network is off by {mae.value:.4g} on average ({_range(mae, task)})."
+    )
+
+
+def _errors(task: Task, y: NDArray[Any], values: NDArray[Any]) -> tuple[Interval, Interval]:
+    if not np.isfinite(values).all():
+        return Interval(None, None, None), Interval(None, None, None)
+    return (
+        stats.r_squared(y, values, task.confidence, task.seed),
+        stats.mean_absolute_error(y, values, task.confidence, task.seed),
+    )
+
+
+def _range(interval: Interval, task: Task) -> str:
+    if interval.low is None or interval.high is None:
+        return "no interval can be stated from so few or so equal errors"
+    return f"{task.confidence:.0%} interval {interval.low:.4g} to {interval.high:.4g}"
+
+
+def _scatter(answer: Answer, y: NDArray[Any], values: NDArray[Any]) -> None:
+    known = np.flatnonzero(np.isfinite(values))
+    shown = known[_spread_positions(len(known), 2000)] if len(known) else known
+    if len(shown) == 0:
+        return
+    answer.figures.append(
+        Figure(
+            id="performance.scatter",
+            kind="scatter",
+            title="Predictions against labels",
+            data={
+                "x": y[shown].astype(float).tolist(),
+                "y": values[shown].astype(float).tolist(),
+                "xlabel": "label",
+                "ylabel": "prediction",
+                "diagonal": True,
+            },
+        )
+    )

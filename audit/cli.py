@@ -1,0 +1,269 @@
+"""The command line: one function per command, no logic. Heavy libraries are imported when a command runs."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from audit.errors import AuditError, UsageError
+
+app = typer.Typer(
+    name="audit",
+    help="Audit a trained neural network: can it be trusted, and how do we know?",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+MODEL, DATA, RUN, CHECKS = "The model", "The data", "The run", "What is asked"
+
+
+def _version(value: bool) -> None:
+    if value:
+        from audit import __version__
+
+        typer.echo(f"audit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    """Audit a trained neural network."""
+
+
+@app.command()
+def run(
+    model: Annotated[str, typer.Argument(help="Model file: weights as .safetensors or .pt (with --arch).")],
+    data: Annotated[
+        str | None, typer.Option(help=".npz, .csv, .csv.gz, .parquet or sklearn:NAME.", rich_help_panel=DATA)
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="audit.toml; the command line wins over it.", rich_help_panel=RUN)] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results; unstated: audit-out.", rich_help_panel=RUN)] = None,
+    arch: Annotated[str | None, typer.Option(help="FILE.py:FACTORY that builds the network.", rich_help_panel=MODEL)] = None,
+    arch_args: Annotated[str | None, typer.Option(help="Its arguments as JSON.", rich_help_panel=MODEL)] = None,
+    trust_model: Annotated[
+        bool, typer.Option("--trust-model", help="Let the file run its own code.", rich_help_panel=MODEL)
+    ] = False,
+    expect_sha256: Annotated[str | None, typer.Option(help="Hash that the file must have.", rich_help_panel=MODEL)] = None,
+    task: Annotated[str | None, typer.Option(help="classification or regression.", rich_help_panel=MODEL)] = None,
+    output: Annotated[
+        str | None,
+        typer.Option(help="logits, probabilities, binary_logit, binary_probability or regression.", rich_help_panel=MODEL),
+    ] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Subtracted inside the model: one, or one a channel.", rich_help_panel=MODEL)
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Divided by inside the model.", rich_help_panel=MODEL)] = None,
+    reference: Annotated[str | None, typer.Option(help="The training part.", rich_help_panel=DATA)] = None,
+    target: Annotated[str | None, typer.Option(help="Column that holds the label.", rich_help_panel=DATA)] = None,
+    inputs: Annotated[str | None, typer.Option(help="Input columns, COL,COL.", rich_help_panel=DATA)] = None,
+    sensitive: Annotated[str | None, typer.Option(help="Columns to test for fairness, COL,COL.", rich_help_panel=DATA)] = None,
+    classes: Annotated[
+        str | None, typer.Option(help="File with one class a line, in output order.", rich_help_panel=DATA)
+    ] = None,
+    preprocess: Annotated[str | None, typer.Option(help="FILE.py:FUNC applied to the raw rows.", rich_help_panel=DATA)] = None,
+    bounds: Annotated[str | None, typer.Option(help="LOW,HIGH of the input values.", rich_help_panel=DATA)] = None,
+    expect_accuracy: Annotated[float | None, typer.Option(help="Stop unless it is met.", rich_help_panel=DATA)] = None,
+    checks: Annotated[str | None, typer.Option(help="Checks to run, ID,ID; unstated: all.", rich_help_panel=CHECKS)] = None,
+    skip: Annotated[str | None, typer.Option(help="Checks to leave out, ID,ID.", rich_help_panel=CHECKS)] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="quick, standard, thorough or exhaustive.", rich_help_panel=CHECKS)
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Test samples to draw, by class.", rich_help_panel=CHECKS)] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2, or both.", rich_help_panel=CHECKS)] = None,
+    eps: Annotated[str | None, typer.Option(help="Radius of each norm: 0.3 or 8/255.", rich_help_panel=CHECKS)] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=RUN)] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.", rich_help_panel=RUN)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Samples a batch; halved when memory runs out.", rich_help_panel=RUN)
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="section.key=value, for any option of a check.", rich_help_panel=CHECKS)
+    ] = None,
+    gate: Annotated[bool, typer.Option("--gate", help="Exit with 4 where no limits were set.", rich_help_panel=RUN)] = False,
+    no_samples: Annotated[
+        bool, typer.Option("--no-samples", help="Keep inputs out of everything written.", rich_help_panel=RUN)
+    ] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do finished jobs again.", rich_help_panel=RUN)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=RUN)] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.", rich_help_panel=RUN)] = False,
+) -> None:
+    """Audit MODEL on DATA and write a report, a summary and result.json."""
+    from audit import workflows
+    from audit.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        result = workflows.run(
+            model,
+            data,
+            config=config,
+            out=out if out is not None else workflows.output_folder(config),
+            arch=arch,
+            arch_args=_json(arch_args),
+            trust_model=trust_model,
+            expect_sha256=expect_sha256,
+            reference=reference,
+            target=target,
+            inputs=_names(inputs),
+            sensitive=_names(sensitive),
+            classes=classes,
+            task=task,
+            output=output,
+            preprocess=preprocess,
+            mean=_numbers(mean, "--mean"),
+            std=_numbers(std, "--std"),
+            bounds=_bounds(bounds),
+            expect_accuracy=expect_accuracy,
+            checks=_names(checks),
+            skip=_names(skip),
+            profile=profile,
+            samples=samples,
+            norm=_names(norm),
+            eps=_names(eps),
+            device=device,
+            seed=seed,
+            batch_size=batch_size,
+            settings=settings or [],
+            gate=gate or None,
+            save_samples=False if no_samples else None,
+            fresh=fresh,
+            progress=progress,
+            command=shlex.join(["audit", *sys.argv[1:]]),
+            debug=debug,
+        )
+    if not quiet:
+        _say_result(result, workflows.output_folder(config) if out is None else out)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for models, data and reports.")] = Path("audit-demo"),
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train two small networks on data that ships with scikit-learn, and audit each."""
+    from audit import workflows
+    from audit.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        results = workflows.demo(out, progress=progress)
+    if not quiet:
+        for name, result in zip(("digits", "diabetes"), results, strict=True):
+            _say_result(result, out / name / "audit")
+
+
+@app.command()
+def render(
+    result: Annotated[Path, typer.Argument(help="result.json, or the folder that holds it.")],
+    to: Annotated[str, typer.Option("--format", help="html or markdown.")] = "html",
+    out: Annotated[Path | None, typer.Option(help="File to write; unstated: standard output.")] = None,
+) -> None:
+    """Draw a report from result.json alone."""
+    from importlib import import_module
+
+    from audit.errors import closest
+    from audit.result import Result, write_atomically
+
+    if to not in ("html", "markdown"):
+        raise UsageError(f"no format {to!r}; {closest(to, ['html', 'markdown'])}")
+    text: str = import_module(f"audit.report.{to}").render(Result.load(result))
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_atomically(out, text.encode())
+
+
+@app.command(name="list")
+def list_(
+    what: Annotated[str, typer.Argument(help="checks, attacks, metrics or schema.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="metrics: as docs/metrics.md.")] = False,
+) -> None:
+    """List what there is: checks, attacks, metrics, or the JSON schema of result.json."""
+    from audit import listing
+
+    typer.echo(listing.show(what, markdown=markdown))
+
+
+def main() -> NoReturn:
+    """Run the command line and end with the exit code that the outcome stands for."""
+    debug = "--debug" in sys.argv
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        print("audit: interrupted; finished jobs are kept: the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)
+    except AuditError as error:
+        _fail(error, str(error), error.exit_code, debug)
+    except Exception as error:
+        shown = getattr(error, "format_message", None)
+        if shown is not None:
+            _fail(error, str(shown()), 2, debug)
+        _fail(error, f"internal error: {type(error).__name__}: {error} (--debug shows where; please report it)", 5, debug)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def _fail(error: BaseException, message: str, code: int, debug: bool) -> NoReturn:
+    from audit.report.text import plain
+
+    if debug:
+        traceback.print_exception(error)
+    print(f"audit: {plain(message)}", file=sys.stderr)
+    sys.exit(code)
+
+
+def _say_result(result: Any, out: Path) -> None:
+    from audit.report.text import plain
+
+    print(f"{result.verdict}: {plain(result.sentence)}")
+    for check in result.checks:
+        print(f"  {check.id} ({check.status}): {plain(check.answer)}")
+    print(f"  report: {plain(str(out / 'report.html'))}")
+
+
+def _names(text: str | None) -> list[str] | None:
+    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str | None, option: str) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise UsageError(f"{option} needs numbers separated by commas, got {text!r}") from None
+
+
+def _bounds(text: str | None) -> tuple[float, float] | None:
+    numbers = _numbers(text, "--bounds")
+    if numbers is None:
+        return None
+    if len(numbers) != 2:
+        raise UsageError(f"--bounds needs LOW,HIGH, got {text!r}")
+    return numbers[0], numbers[1]
+
+
+def _json(text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(f"--arch-args needs JSON, for instance '{{\"width\": 64}}', got {text!r}: {error}") from None
+    if not isinstance(value, dict | list):
+        raise UsageError(f"--arch-args needs a JSON object (keywords) or list (positions), got {text!r}")
+    return value

@@ -1,0 +1,204 @@
+"""audit.toml as typed, frozen models, and how it meets the command line: the command line wins.
+
+Sections: ``[model]``, ``[data]``, ``[run]``, one for each check, and ``[policy]``. What runs code (``arch``, ``preprocess``,
+``trust_model``) is never read from a file. Check sections stay plain here; each check validates its own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from audit.errors import UsageError, closest
+
+PROFILES = ("quick", "standard", "thorough", "exhaustive")
+CODE_OPTIONS = {"arch", "arch_args", "preprocess", "trust_model", "trust"}
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, closed to unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class ModelSection(Section):
+    """``[model]``: the network."""
+
+    task: Literal["classification", "regression"] | None = None
+    output: Literal["logits", "probabilities", "binary_logit", "binary_probability", "regression"] | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    expect_sha256: str | None = None
+
+
+class DataSection(Section):
+    """``[data]``: the samples."""
+
+    source: str | None = None
+    reference: str | None = None
+    target: str | None = None
+    inputs: list[str] = Field(default_factory=list)
+    sensitive: list[str] = Field(default_factory=list)
+    classes: str | list[str] | None = None
+    bounds: tuple[float | list[float], float | list[float]] | None = None
+    expect_accuracy: float | None = Field(default=None, ge=0, le=1)
+
+
+class RunSection(Section):
+    """``[run]``: how to run."""
+
+    checks: list[str] | None = None
+    skip: list[str] = Field(default_factory=list)
+    profile: Literal["quick", "standard", "thorough", "exhaustive"] = "standard"
+    samples: int | None = Field(default=None, ge=1)
+    device: str = "auto"
+    seed: int = Field(default=0, ge=0)
+    batch_size: int = Field(default=256, ge=1)
+    out: str = "audit-out"
+    gate: bool = False
+    save_samples: bool = True
+
+
+class Limit(Section):
+    """One ``[[policy.limit]]``: the confidence bound of a metric must clear it."""
+
+    metric: str
+    min: float | None = Field(default=None, allow_inf_nan=False)
+    max: float | None = Field(default=None, allow_inf_nan=False)
+    required: bool = True
+
+    @field_validator("max")
+    @classmethod
+    def _one_side(cls, value: float | None, info: Any) -> float | None:
+        if (value is None) == (info.data.get("min") is None):
+            raise ValueError("give either min or max")
+        return value
+
+
+class PolicySection(Section):
+    """``[policy]``: limits and the confidence of all intervals."""
+
+    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    limit: list[Limit] = Field(default_factory=list)
+
+    def sha256(self) -> str | None:
+        """Hash of the policy, so that a change that weakens its own gate shows; None without limits."""
+        if not self.limit:
+            return None
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+
+class Config(Section):
+    """A whole configuration. `checks` holds each check's section as it was written."""
+
+    model: ModelSection = ModelSection()
+    data: DataSection = DataSection()
+    run: RunSection = RunSection()
+    policy: PolicySection = PolicySection()
+    checks: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+    def stated(self) -> frozenset[str]:
+        """Dotted names of the check options that were stated rather than left at their defaults."""
+        return frozenset(f"{section}.{key}" for section, values in self.checks.items() for key in values)
+
+
+def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Read audit.toml into a plain dict.
+
+    Raises
+    ------
+    UsageError
+        The file is missing or is not TOML.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the configuration {path}: {error}") from None
+    try:
+        return tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UsageError(f"{path} is not TOML: {error}") from None
+
+
+def parse_setting(text: str) -> tuple[str, str, Any]:
+    """Split ``section.key=value``; the value is TOML where it can be, else text."""
+    name, equals, value = text.partition("=")
+    section, dot, key = name.strip().partition(".")
+    if not equals or not dot or not section or not key:
+        raise UsageError(f"--set needs section.key=value, got {text!r}; for instance --set robustness.steps=100")
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except (tomllib.TOMLDecodeError, RecursionError):
+        parsed = value.strip()
+    return section, key, parsed
+
+
+def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Merge nested dicts; a later layer wins, and None in a later layer leaves the earlier value."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if isinstance(value, Mapping):
+                below = merged.get(key, {})
+                merged[key] = merge(below if isinstance(below, Mapping) else {}, value)
+            elif value is not None:
+                merged[key] = value
+    return merged
+
+
+def resolve(raw: Mapping[str, Any], check_ids: list[str]) -> Config:
+    """Validate a merged configuration.
+
+    Raises
+    ------
+    UsageError
+        An unknown section or key, a value of the wrong type, or a key that would run code.
+    """
+    known = ["model", "data", "run", "policy", *check_ids]
+    for section, values in raw.items():
+        if section not in known:
+            raise UsageError(f"no section [{section}] in the configuration; {closest(section, known)}")
+        if not isinstance(values, Mapping):
+            raise UsageError(f"[{section}] should be a section with keys, got {type(values).__name__}")
+    for section in ("model", "data", "run"):
+        for key in CODE_OPTIONS & set(raw.get(section, {})):
+            option = "--" + key.replace("_", "-")
+            raise UsageError(
+                f"{key!r} in [{section}] runs code, so it is not taken from a file; give {option} on the command line"
+            )
+    general = {section: raw[section] for section in known[:4] if section in raw}
+    checks = {section: dict(raw[section]) for section in check_ids if section in raw}
+    config: Config = validate(Config, {**general, "checks": checks}, "")
+    return config
+
+
+def validate(model: type[Any], values: Mapping[str, Any], section: str) -> Any:
+    """Validate values under a pydantic model; a UsageError names the key, what was got and what is close."""
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = [str(part) for part in (*([section] if section else []), *first["loc"])]
+        name = ".".join(where)
+        if first["type"] == "extra_forbidden":
+            fields = _fields_at(model, first["loc"][:-1])
+            raise UsageError(f"no option {name!r}; {closest(where[-1], fields)}") from None
+        raise UsageError(f"{name or 'the configuration'}: {first['msg']}, got {str(first.get('input'))[:80]!r}") from None
+
+
+def _fields_at(model: Any, path: tuple[int | str, ...]) -> list[str]:
+    for part in path:
+        field = getattr(model, "model_fields", {}).get(part)
+        annotation = field.annotation if field is not None else None
+        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+            model = annotation
+        elif part == "limit":
+            model = Limit
+    return list(getattr(model, "model_fields", {}))

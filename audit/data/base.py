@@ -1,0 +1,319 @@
+"""Typed samples with stable ids: a test part, and a reference (training) part where there is one.
+
+Values are kept as they were stored. Nothing is encoded, imputed or scaled here: what the network saw in training is the
+user's to state.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from audit.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    import os
+
+Kind = Literal["image", "table", "array"]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Samples of one part, the test part or the reference part.
+
+    Attributes
+    ----------
+    x : array of shape (n, …)
+        Inputs in the user's units, in the type that they were stored in.
+    y : array of shape (n,)
+        int64 where all labels are whole numbers, else float64.
+    ids : int64 array of shape (n,)
+        Row number in the source: it stays with the sample through every draw and batch.
+    sensitive : dict of str arrays of shape (n,)
+    """
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    ids: NDArray[np.int64]
+    sensitive: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, positions: NDArray[np.int64]) -> Part:
+        """Return the samples at these positions, with their ids."""
+        return Part(
+            self.x[positions],
+            self.y[positions],
+            self.ids[positions],
+            {name: values[positions] for name, values in self.sensitive.items()},
+        )
+
+    def sha256(self) -> str:
+        """Hash ids, inputs and labels, so that rows of different data are never paired."""
+        digest = hashlib.sha256()
+        for array in (self.ids, self.x, self.y):
+            digest.update(f"{array.dtype.str} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Samples to audit with, and what is known about them.
+
+    Parameters
+    ----------
+    x
+        Inputs of shape (n, …): (n, columns) is a table, (n, channels, height, width) are images.
+    y
+        Labels of shape (n,): classes as whole numbers from 0, or numbers for regression.
+    columns
+        Names of a table's columns.
+    sensitive
+        Attribute name to values of shape (n,), compared as text.
+    reference
+        The training part: a Dataset, or a pair (x, y).
+    classes
+        Names of the classes in the order of the network's outputs.
+    bounds
+        Lowest and highest input value: two numbers, or two arrays that broadcast to one sample.
+    """
+
+    test: Part
+    reference: Part | None = None
+    columns: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    kind: Kind = "array"
+    source: str = "arrays"
+    sha256: str = ""
+    rows: int = 0
+    notes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        x: ArrayLike | Tensor,
+        y: ArrayLike | Tensor,
+        *,
+        columns: Sequence[str] | None = None,
+        sensitive: Mapping[str, ArrayLike] | None = None,
+        reference: Dataset | tuple[ArrayLike, ArrayLike] | None = None,
+        classes: Sequence[str] | None = None,
+        bounds: tuple[ArrayLike, ArrayLike] | None = None,
+        source: str = "arrays",
+        sha256: str = "",
+        notes: Sequence[str] = (),
+    ) -> None:
+        test = make_part(x, y, sensitive or {}, source)
+        kind: Kind = {2: "table", 4: "image"}.get(test.x.ndim, "array")  # type: ignore[assignment]
+        if kind == "table" and columns is None:
+            columns = [f"x{i}" for i in range(test.x.shape[1])]
+        if columns is not None and (kind != "table" or len(columns) != test.x.shape[1]):
+            raise DataError(f"{len(columns)} column names do not fit inputs of shape {test.x.shape}")
+        if isinstance(reference, tuple):
+            reference = Dataset(reference[0], reference[1], source=f"{source} (reference)")
+        reference_part = reference.test if reference is not None else None
+        if reference_part is not None and reference_part.x.shape[1:] != test.x.shape[1:]:
+            raise DataError(
+                f"the reference part should have samples of shape {test.x.shape[1:]} like the test part, "
+                f"got {reference_part.x.shape[1:]}"
+            )
+        values = {
+            "test": test,
+            "reference": reference_part,
+            "columns": tuple(str(c) for c in columns or ()),
+            "classes": tuple(str(c) for c in classes or ()),
+            "bounds": None if bounds is None else _check_bounds(bounds, test.x.shape[1:]),
+            "kind": kind,
+            "source": source,
+            "sha256": sha256 or test.sha256(),
+            "rows": len(test),
+            "notes": tuple(notes),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | Any, **options: Any) -> Dataset:
+        """Load data from a file, ``sklearn:NAME``, a DataLoader or a torch Dataset; see `audit.data.load.load`."""
+        from audit.data.load import load
+
+        return load(source, **options)
+
+    def __len__(self) -> int:
+        return len(self.test)
+
+    def sample(self, n: int, seed: int) -> Dataset:
+        """Draw `n` test samples, each class in its share (largest remainder), by `seed`; ids stay."""
+        if n >= len(self.test):
+            return self
+        if n < 1:
+            raise UsageError(f"samples must be at least 1, got {n}")
+        positions = _stratified(self.test.y, n, np.random.default_rng(seed))
+        return self._with(test=self.test.take(positions))
+
+    def box(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return lowest and highest value of each input, broadcastable to one sample.
+
+        Stated bounds win. Unstated: [0, 255] for uint8 images, [0, 1] for images whose values all lie inside, the range of
+        each column in the reference (else the test) part for tables.
+
+        Raises
+        ------
+        DataError
+            Nothing was stated and nothing settles the bounds.
+        """
+        if self.bounds is not None:
+            return self.bounds
+        part = self.reference or self.test
+        if self.kind == "table":
+            x = part.x.astype(np.float64)
+            # Rows of the test part may lie outside the reference part's range: the box holds every clean input.
+            both = np.concatenate((x, self.test.x.astype(np.float64)))
+            return both.min(axis=0), both.max(axis=0)
+        if self.kind == "image" and self.test.x.dtype == np.uint8:
+            return np.asarray(0.0), np.asarray(255.0)
+        low, high = float(self.test.x.min()), float(self.test.x.max())
+        if self.kind == "image" and low >= 0 and high <= 1:
+            return np.asarray(0.0), np.asarray(1.0)
+        raise DataError(
+            f"inputs lie between {low:g} and {high:g}, and nothing says which values are allowed: "
+            "give --bounds LOW,HIGH (before --mean and --std)"
+        )
+
+    def scale(self) -> NDArray[np.float64]:
+        """Return the standard deviation of each column of a table in the reference (else the test) part, shape (columns,)."""
+        part = self.reference or self.test
+        spread: NDArray[np.float64] = part.x.astype(np.float64).std(axis=0)
+        return spread
+
+    def tensor(self, positions: NDArray[np.int64], part: str = "test") -> Tensor:
+        """Return the inputs at these positions as a CPU tensor in their stored type."""
+        samples = self.test if part == "test" else self.reference
+        if samples is None:
+            raise DataError("there is no reference part: give --reference")
+        return torch.from_numpy(np.ascontiguousarray(samples.x[positions]))
+
+    def _with(self, **changes: Any) -> Dataset:
+        other = object.__new__(Dataset)
+        for name in self.__dataclass_fields__:
+            object.__setattr__(other, name, changes.get(name, getattr(self, name)))
+        return other
+
+    def with_notes(self, *notes: str) -> Dataset:
+        """Return the same data with more notes for the report."""
+        return self._with(notes=(*self.notes, *notes))
+
+
+def make_part(x: ArrayLike | Tensor, y: ArrayLike | Tensor, sensitive: Mapping[str, ArrayLike], source: str) -> Part:
+    """Check inputs, labels and sensitive attributes, and number the rows.
+
+    Raises
+    ------
+    DataError
+        No rows, lengths that differ, inputs that are not numbers, NaN or infinity.
+    """
+    inputs, labels = _as_array(x), _as_array(y)
+    if inputs.ndim < 2:
+        raise DataError(f"{source}: x should have shape (samples, …), got {inputs.shape}")
+    if len(inputs) == 0:
+        raise DataError(f"{source} holds no rows: nothing to audit")
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.shape != (len(inputs),):
+        raise DataError(f"{source}: y should have shape ({len(inputs)},), one label a sample, got {labels.shape}")
+    _check_numbers(inputs, f"{source}: x")
+    _check_numbers(labels, f"{source}: y")
+    whole = bool(np.all(labels == np.round(labels.astype(np.float64))))
+    groups = {name: np.asarray([str(v) for v in _as_array(values).reshape(-1)]) for name, values in sensitive.items()}
+    for name, values in groups.items():
+        if len(values) != len(inputs):
+            raise DataError(f"{source}: sensitive attribute {name!r} has {len(values)} values for {len(inputs)} samples")
+    return Part(
+        inputs,
+        labels.astype(np.int64 if whole else np.float64),
+        np.arange(len(inputs), dtype=np.int64),
+        groups,
+    )
+
+
+def concatenate(batches: Sequence[tuple[Any, Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Join (x, y) batches of arrays or tensors."""
+    if not batches:
+        raise DataError("the loader gave no batch: nothing to audit")
+    return (
+        np.concatenate([_as_array(x) for x, _ in batches]),
+        np.concatenate([_as_array(y).reshape(-1) for _, y in batches]),
+    )
+
+
+Preprocess = Callable[[Any], ArrayLike]
+
+
+def preprocessed(function: Preprocess, raw: Any, n: int) -> NDArray[np.float64]:
+    """Apply the user's preprocessing to raw rows and check what comes back."""
+    try:
+        x = function(raw)
+    except Exception as error:
+        raise DataError(f"--preprocess failed on the data: {type(error).__name__}: {error}") from error
+    array = _as_array(x)
+    if array.ndim < 2 or len(array) != n or array.dtype.kind not in "fiub":
+        raise DataError(f"--preprocess should return numbers of shape ({n}, …), got {array.dtype} of shape {array.shape}")
+    return array.astype(np.float32) if array.dtype.kind != "f" else array
+
+
+def replace_bounds(data: Dataset, bounds: tuple[ArrayLike, ArrayLike]) -> Dataset:
+    """Return the same data with these bounds."""
+    return data._with(bounds=_check_bounds(bounds, data.test.x.shape[1:]))
+
+
+def _as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
+    if isinstance(values, Tensor):
+        return values.detach().cpu().numpy()
+    to_numpy = getattr(values, "to_numpy", None)
+    return np.asarray(to_numpy() if to_numpy is not None else values)
+
+
+def _check_numbers(array: NDArray[Any], what: str) -> None:
+    if array.dtype.kind not in "fiub":
+        raise DataError(
+            f"{what} should be numbers, got {array.dtype}; encode it as the network saw it (--preprocess, --classes)"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        bad = int((~np.isfinite(array.reshape(len(array), -1)).all(axis=1)).sum())
+        raise DataError(
+            f"{what} holds NaN or infinity in {bad} of {len(array)} rows; impute as in training (--preprocess) or drop them"
+        )
+
+
+def _check_bounds(
+    bounds: tuple[ArrayLike, ArrayLike], shape: tuple[int, ...]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    low, high = (np.asarray(side, dtype=np.float64) for side in bounds)
+    try:
+        np.broadcast_shapes(low.shape, high.shape, shape)
+    except ValueError:
+        raise UsageError(f"bounds of shapes {low.shape} and {high.shape} do not fit samples of shape {shape}") from None
+    if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all() and (low < high).any()):
+        raise UsageError(f"bounds should be two finite numbers, the lower one first, got {low.tolist()} and {high.tolist()}")
+    return low, high
+
+
+def _stratified(y: NDArray[Any], n: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    if y.dtype.kind == "f" or len(np.unique(y)) > n:
+        return np.sort(generator.choice(len(y), size=n, replace=False)).astype(np.int64)
+    classes, counts = np.unique(y, return_counts=True)
+    exact = counts * (n / len(y))
+    take = np.floor(exact).astype(int)
+    for index in np.argsort(-(exact - take), kind="stable")[: n - take.sum()]:
+        take[index] += 1
+    drawn = [generator.choice(np.flatnonzero(y == c), size=k, replace=False) for c, k in zip(classes, take, strict=True)]
+    return np.sort(np.concatenate(drawn)).astype(np.int64)

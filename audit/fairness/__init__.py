@@ -1,0 +1,1 @@
+"""Fairness over groups of people: group tables, metrics and their intervals."""

@@ -1,0 +1,69 @@
+"""Lists what there is, for ``audit list`` and for docs/metrics.md, which is this list in markdown."""
+
+from __future__ import annotations
+
+import json
+
+from audit.errors import UsageError, closest
+
+KINDS = ("checks", "attacks", "metrics", "schema")
+
+
+def show(what: str, *, markdown: bool = False) -> str:
+    """Return the list as text.
+
+    Raises
+    ------
+    UsageError
+        There is no such list.
+    """
+    if what == "schema":
+        from audit.result import schema
+
+        return json.dumps(schema(), indent=1)
+    if what == "metrics":
+        return metrics_page() if markdown else "\n".join(f"{doc.id}\n    {doc.definition}" for doc in _docs())
+    if what == "checks":
+        from audit.checks.base import registry
+
+        return "\n".join(f"{name}\n    {check.question}" for name, check in registry().items())
+    if what == "attacks":
+        from audit.attacks import registry as attacks
+
+        return "\n".join(f"{name}\n    {(attack.__doc__ or '').strip().splitlines()[0]}" for name, attack in attacks().items())
+    raise UsageError(f"nothing called {what!r} to list; {closest(what, list(KINDS))}")
+
+
+def metrics_page() -> str:
+    """Return docs/metrics.md."""
+    lines = [
+        "# Metrics",
+        "",
+        "Every metric that a check can measure. `<name>` stands for any one part of an id. This page is written by",
+        "`audit list metrics --markdown`, from the checks themselves; a test keeps the two equal.",
+        "",
+    ]
+    for doc in _docs():
+        lines += [
+            f"## `{doc.id}`",
+            "",
+            f"{doc.definition[0].upper()}{doc.definition[1:]}.",
+            "",
+            f"- unit: {doc.unit}; range: {doc.range}; better: {doc.direction}",
+            f"- what it is of the truth: {_kind(doc.kind)}",
+            f"- interval: {doc.interval}",
+            f"- known bias: {doc.bias}",
+            f"- source: {doc.source}",
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _kind(kind: str) -> str:
+    return {"estimate": "an estimate", "upper": "an upper bound", "lower": "a lower bound"}[kind]
+
+
+def _docs() -> list:  # type: ignore[type-arg]
+    from audit.checks.base import registry
+
+    return [doc for check in registry().values() for doc in check.metrics]

@@ -1,0 +1,413 @@
+"""The wrapped network: logits, predictions and input gradients of anything that is a ``torch.nn.Module``.
+
+A Model never changes the network that it wraps: evaluation mode is forced and put back, parameters and buffers come back bit
+for bit, and no parameter collects a gradient. It counts the samples that go through forwards and backwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from audit.errors import ModelError, UsageError
+from audit.model.batching import BatchSize, in_batches
+from audit.model.outputs import OUTPUTS, Output, call_undoing, checked_output, tell_output, to_logits
+
+if TYPE_CHECKING:
+    import os
+
+TASKS = ("classification", "regression")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network came from: what the report says of it, and what the cache keys on."""
+
+    source: str
+    sha256: str
+    format: str
+    arch_sha256: str = ""
+    trusted: bool = False
+
+
+class Model:
+    """A network with its task, classes, input bounds, preprocessing and device.
+
+    Parameters
+    ----------
+    module
+        The network: takes a float tensor of shape (n, …), returns (n, classes) or (n,).
+    task
+        ``classification`` or ``regression``; told from outputs and labels where None.
+    classes
+        Number of classes, or their names in the order of the network's outputs.
+    output
+        What the last layer returns: ``logits``, ``probabilities``, ``binary_logit``, ``binary_probability`` or
+        ``regression``; told from the outputs where None. Probabilities are brought back to logits.
+    bounds
+        Lowest and highest input value, two numbers or two arrays that broadcast to one sample.
+    mean, std
+        Subtracted from, and divided into, the input inside the Model, so that radii stay in the user's units: one number, or
+        one a channel (images) or column (tables).
+    device
+        ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
+    batch_size
+        Samples a batch; halved when memory runs out.
+
+    Attributes
+    ----------
+    forwards, backwards : int
+        Samples that went through the network so far.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        *,
+        task: str | None = None,
+        classes: int | Sequence[str] | None = None,
+        output: str | None = None,
+        bounds: tuple[ArrayLike, ArrayLike] | None = None,
+        mean: ArrayLike | None = None,
+        std: ArrayLike | None = None,
+        device: str = "auto",
+        batch_size: int = 256,
+        origin: Origin | None = None,
+    ) -> None:
+        if not isinstance(module, nn.Module):
+            raise ModelError(f"expected a torch.nn.Module, got {type(module).__name__}; wrap the function in a module")
+        if task not in (None, *TASKS):
+            raise UsageError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
+        if output not in (None, *OUTPUTS):
+            raise UsageError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
+        if output is not None and task is not None and (output == "regression") != (task == "regression"):
+            raise UsageError(f"task {task!r} and output {output!r} contradict each other: give one of them")
+        self.module = module
+        self.output: Output | None = "regression" if task == "regression" else output  # type: ignore[assignment]
+        self._task = task
+        self.class_names: list[str] = [] if classes is None or isinstance(classes, int) else [str(c) for c in classes]
+        self.classes: int | None = classes if isinstance(classes, int) else (len(self.class_names) or None)
+        self.bounds = bounds
+        self.mean, self.std = _constant(mean, "mean"), _constant(std, "std")
+        if self.std is not None and not bool((self.std > 0).all()):
+            raise UsageError(f"std must be above 0 everywhere, got {self.std.tolist()}")
+        self.device = pick_device(device)
+        self.batch_size = BatchSize(batch_size)
+        self.forwards = self.backwards = 0
+        self.notes: list[str] = []
+        self._origin = origin
+        self._depth = 0
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        arch: str | Callable[..., nn.Module] | None = None,
+        arch_args: dict[str, Any] | list[Any] | None = None,
+        trust: bool = False,
+        expect_sha256: str | None = None,
+        **options: Any,
+    ) -> Model:
+        """Load a network from a file without running anything that the file holds; see `audit.model.load.load`."""
+        from audit.model.load import load
+
+        return load(path, arch=arch, arch_args=arch_args, trust=trust, expect_sha256=expect_sha256, **options)
+
+    @property
+    def task(self) -> str | None:
+        """``classification``, ``regression``, or None while neither was said nor told."""
+        if self._task is not None or self.output is None:
+            return self._task
+        return "regression" if self.output == "regression" else "classification"
+
+    @property
+    def origin(self) -> Origin:
+        """Where the network came from; for a live module its class and the hash of its weights."""
+        if self._origin is None:
+            kind = type(self.module)
+            self._origin = Origin(f"{kind.__module__}.{kind.__qualname__}", weights_sha256(self.module), "live module")
+        return self._origin
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Floating-point type of the network's parameters (float32 where it has none)."""
+        for parameter in self.module.parameters():
+            if parameter.is_floating_point():
+                return parameter.dtype
+        return torch.float32
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    @contextmanager
+    def session(self) -> Iterator[Model]:
+        """Hold the network in evaluation mode, on the device, without parameter gradients; put everything back after.
+
+        Sessions nest; every method opens one where none is open, so a caller opens its own only to save the cost of doing so
+        again and again.
+        """
+        if self._depth:
+            self._depth += 1
+            try:
+                yield self
+            finally:
+                self._depth -= 1
+            return
+        state = _State(self.module)
+        self._depth = 1
+        try:
+            self.module.eval()
+            self.module.requires_grad_(False)
+            self.module.to(self.device)
+            yield self
+        finally:
+            self._depth = 0
+            state.put_back()
+
+    def to_input(self, x: Tensor | NDArray[Any]) -> Tensor:
+        """Return `x` as the network takes it: a tensor of its floating-point type on its device."""
+        return torch.as_tensor(x).to(device=self.device, dtype=self.dtype)
+
+    def outputs(self, x: Tensor) -> Tensor:
+        """Return the network's raw output for inputs in the user's units, shape (n,) or (n, k); counts n forwards."""
+        return self._forward(x, undo=False)[0]
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return logits of shape (n, classes); differentiable in `x`; counts n forwards.
+
+        A single logit z counts as the pair (0, z); a softmax or sigmoid at the network's end is undone.
+        """
+        output = self._known_output(x)
+        if output == "regression":
+            raise ModelError("a regression network has no logits; use values()")
+        raw, before = self._forward(x, undo=output in ("probabilities", "binary_probability"))
+        return to_logits(raw, before, output)
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return a regression network's output of shape (n,); differentiable in `x`; counts n forwards."""
+        raw = self.outputs(x)
+        if raw.numel() != len(x):
+            raise ModelError(
+                f"a regression network should return one number a sample, got shape {tuple(raw.shape)}; "
+                "audit one output at a time, or say --task classification"
+            )
+        return raw.reshape(len(x))
+
+    def predict(self, x: Tensor | NDArray[Any]) -> Tensor:
+        """Return the predicted class of each sample (int64), or the value of a regression network; shape (n,)."""
+        x = self.to_input(x)
+
+        def forward(batch: Tensor) -> tuple[Tensor, ...]:
+            return (self.values(batch),) if self.task == "regression" else (self.logits(batch).argmax(dim=1),)
+
+        with self.session(), torch.no_grad():
+            self._known_output(x[: self.batch_size.current])
+            return in_batches(forward, (x,), self.batch_size)[0]
+
+    def gradient(self, loss: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of ``loss(output)`` summed over samples, in `x`, and the losses; counts one pass each way.
+
+        Parameters
+        ----------
+        loss
+            Takes logits (n, classes) or values (n,) and returns losses of shape (n,).
+        x
+            Inputs of shape (n, …).
+
+        Returns
+        -------
+        gradient, losses
+            Shapes of `x` and (n,), detached. A network whose output does not depend on `x` through anything
+            differentiable has a gradient of zero.
+        """
+        with self.session():
+            x = x.detach().requires_grad_(True)
+            losses = loss(self.values(x) if self.task == "regression" else self.logits(x))
+            self.backwards += len(x)
+            if not losses.requires_grad:
+                return torch.zeros_like(x), losses.detach()
+            (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+            return (torch.zeros_like(x) if gradient is None else gradient), losses.detach()
+
+    def resolve(self, x: Tensor | NDArray[Any], y: NDArray[Any] | None = None) -> None:
+        """Tell task, output kind and number of classes from some samples, where the user did not say.
+
+        Raises
+        ------
+        ModelError, UsageError
+            The network cannot take the input, or what it returns cannot be told apart.
+        """
+        binary = None if y is None else bool(np.isin(y, (0, 1)).all())
+        if self._task is None and self.output is None and y is not None and not _are_whole(y):
+            self._task = "regression"
+        with self.session(), torch.no_grad():
+            self._tell(self.to_input(x), binary)
+
+    def as_art(self) -> Any:
+        """Return the same network as an ART ``PyTorchClassifier`` (or ``PyTorchRegressor``), mean and std included.
+
+        Raises
+        ------
+        UsageError
+            ART is not installed, or bounds, classes or input shape are not known yet (``resolve`` tells them).
+        """
+        from audit.model.art import as_art
+
+        return as_art(self)
+
+    input_shape: tuple[int, ...] | None = None
+
+    def normalise(self, x: Tensor) -> Tensor:
+        """Apply mean and std, where there are any."""
+        if self.mean is not None:
+            x = x - _spread(self.mean, x)
+        if self.std is not None:
+            x = x / _spread(self.std, x)
+        return x
+
+    def _forward(self, x: Tensor, *, undo: bool) -> tuple[Tensor, Tensor | None]:
+        with self.session():
+            self.forwards += len(x)
+            inputs = self.normalise(x)
+            if undo:
+                return call_undoing(self.module, inputs)
+            return checked_output(self.module(inputs), len(x)), None
+
+    def _known_output(self, x: Tensor) -> Output:
+        if self.output is None:
+            with self.session(), torch.no_grad():
+                self._tell(x, None)
+        assert self.output is not None  # noqa: S101  (_tell sets it or raises)
+        return self.output
+
+    def _tell(self, x: Tensor, binary: bool | None) -> None:
+        self.input_shape = tuple(x.shape[1:])
+        try:
+            raw, before = self._forward(x, undo=True)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise ModelError(
+                f"the network cannot take inputs of shape {tuple(x.shape)}: {_first_line(error)}; "
+                "check --arch, --inputs and the layout (images are NCHW)"
+            ) from error
+        if self.output is None:
+            self.output = tell_output(raw, before, task=self._task, labels_are_binary=binary)
+        self._check_undo(raw, before)
+        if self.output != "regression":
+            width = 2 if self.output.startswith("binary") else (1 if raw.ndim == 1 else raw.shape[1])
+            if self.classes not in (None, width):
+                raise ModelError(
+                    f"the network has {width} outputs, but {self.classes} classes were stated: fit --classes to it"
+                )
+            if width < 2:
+                raise ModelError(f"a classifier should return at least 2 classes or one logit, got shape {tuple(raw.shape)}")
+            self.classes = width
+
+    def _check_undo(self, raw: Tensor, before: Tensor | None) -> None:
+        """Say what was undone; drop the exact way where the values show that something came after the activation."""
+        if self.output not in ("probabilities", "binary_probability"):
+            return
+        name = "softmax" if self.output == "probabilities" else "sigmoid"
+        if before is not None:
+            again = before.softmax(dim=1) if name == "softmax" else before.sigmoid()
+            if torch.allclose(again, raw, atol=1e-5):
+                self._note(f"the network ends in a {name}: audited on the logits before it")
+                return
+            raise ModelError(
+                f"the network changes its probabilities in place after its last {name}, so the logits behind them cannot be "
+                "found; return them unchanged, or give the network without its last activation with --arch"
+            )
+        self._note(
+            f"the network returns probabilities and its last {name} is out of reach: audited on their logarithms, "
+            "whose gradients vanish where a probability is 0 or 1"
+        )
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+
+class _State:
+    """What a session changes in a module, to be put back bit for bit."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.training = [(child, child.training) for child in module.modules()]
+        self.requires_grad = [(p, p.requires_grad) for p in module.parameters()]
+        self.tensors = [(t, t.detach().clone(), t.device) for t in (*module.parameters(), *module.buffers())]
+
+    def put_back(self) -> None:
+        devices = {device for _, _, device in self.tensors}
+        if len(devices) == 1:
+            self.module.to(devices.pop())
+        now = {id(t): t for t in (*self.module.parameters(), *self.module.buffers())}
+        originals = [copy for _, copy, _ in self.tensors]
+        with torch.no_grad():
+            # Buffers are replaced, not filled, when a module moves: so they are matched by their order, not by identity.
+            for tensor, copy in zip(now.values(), originals, strict=False):
+                if not torch.equal(tensor, copy):
+                    tensor.copy_(copy)
+        for child, training in self.training:
+            child.training = training
+        for parameter, flag in self.requires_grad:
+            parameter.requires_grad_(flag)
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the torch device for ``auto``, ``cpu``, ``cuda`` or ``cuda:1``; a UsageError where it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"device must be auto, cpu or cuda, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
+    return device
+
+
+def weights_sha256(module: nn.Module) -> str:
+    """Hash names, shapes, types and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            continue
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _constant(value: ArrayLike | None, name: str) -> Tensor | None:
+    if value is None:
+        return None
+    tensor = torch.as_tensor(np.asarray(value, dtype=np.float64)).reshape(-1)
+    if not bool(torch.isfinite(tensor).all()) or tensor.numel() == 0:
+        raise UsageError(f"{name} must be finite numbers, got {value!r}")
+    return tensor
+
+
+def _spread(constant: Tensor, x: Tensor) -> Tensor:
+    """Shape one number, or one a channel or column, so that it broadcasts over a batch."""
+    if constant.numel() not in (1, x.shape[1] if x.ndim > 1 else 1):
+        raise UsageError(f"mean and std need 1 value or {x.shape[1]}, one a channel or column; got {constant.numel()}")
+    shape = [1, constant.numel()] + [1] * (x.ndim - 2) if x.ndim > 1 else [1]
+    return constant.to(device=x.device, dtype=x.dtype).reshape(shape)
+
+
+def _are_whole(y: NDArray[Any]) -> bool:
+    return bool(np.issubdtype(y.dtype, np.integer) or np.issubdtype(y.dtype, np.bool_) or np.all(y == np.round(y)))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,503 @@
+"""Charts: the data of a figure as inline SVG with real text, drawn by matplotlib in colours that the style sheet decides.
+
+matplotlib draws with sentinel colours; each becomes a CSS variable in the SVG, so that one drawing serves light, dark and
+paper. Its own style element, metadata, fonts and ids are dropped: inside a page they would reach beyond the chart.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure as Canvas
+from matplotlib.patches import PathPatch
+from matplotlib.path import Path as Outline
+from matplotlib.ticker import MaxNLocator
+
+from audit.report.figures import Bars, Curve, Matrix, Reliability, Scatter, Series, Shape, finite_values
+from audit.report.text import clip, count, number, width
+
+INK, MUTED, RULE, ACCENT, WARM, BAR = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+SERIES = ["#0a0101", "#0a0202", "#0a0303", "#0a0404", "#0a0505", "#0a0606"]
+_VARIABLES = {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+    ACCENT: "var(--accent)",
+    WARM: "var(--warm)",
+    BAR: "var(--bar)",
+    **{color: f"var(--series-{i})" for i, color in enumerate(SERIES, 1)},
+}
+_DASHES: list[Any] = ["-", (0, (5, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, (1, 1)), (0, (9, 3))]
+_MARKERS = ["o", "s", "^", "D", "v", "P"]
+
+MAX_BARS, MAX_CLASSES, MAX_POINTS, MAX_SERIES = 60, 100, 2000, 12
+_WIDE, _HALF, _ROW, _CHARACTER = 720, 512, 24, 6.6
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "audit",
+    "text.parse_math": False,  # a label `$\frac{}$` is a label
+    "text.usetex": False,
+    "axes.formatter.use_mathtext": False,
+    "axes.unicode_minus": True,
+    "font.family": ["DejaVu Sans"],
+    "font.size": 12.0,
+    "text.color": INK,
+    "axes.edgecolor": RULE,
+    "axes.labelcolor": MUTED,
+    "xtick.color": RULE,
+    "ytick.color": RULE,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": INK,
+    "grid.color": RULE,
+    "lines.linewidth": 1.8,
+    "path.simplify": False,
+}
+
+
+def draw(kind: str, title: str, shape: Shape, prefix: str) -> str | None:
+    """Return the chart as an ``<svg>`` element, or None where this kind has no drawing or the data cannot be drawn.
+
+    Parameters
+    ----------
+    kind : str
+        The figure's kind.
+    title : str
+        Stands in the label that a screen reader speaks.
+    shape : Shape
+        The figure's data, as `audit.report.figures.read` gives them.
+    prefix : str
+        Begins every id in the SVG: one of a kind in the page.
+    """
+    # Labels in scripts that matplotlib's font lacks make it warn; the browser has the fonts, and nothing is laid out by them.
+    with warnings.catch_warnings(), _house_style():
+        warnings.simplefilter("ignore")
+        try:
+            canvas = _canvas(kind, shape)
+            if canvas is None:
+                return None
+            return _inline(canvas, f"{title}. {describe(kind, shape)}", prefix)
+        except (ValueError, ArithmeticError, RuntimeError, MemoryError, IndexError, TypeError):
+            return None  # the data table beside it shows every value: a chart that fails must not take the report with it
+
+
+def is_wide(shape: Shape | None) -> bool:
+    """Return whether the chart takes the whole width of the page: rows of bars, and matrices of many classes."""
+    return isinstance(shape, Bars) or (isinstance(shape, Matrix) and len(shape.columns) > 20)
+
+
+def describe(kind: str, shape: Shape) -> str:
+    """Return what the chart shows in one sentence, for those who cannot see it."""
+    if isinstance(shape, Bars):
+        return _describe_bars(kind, shape)
+    if isinstance(shape, Matrix):
+        return f"Matrix of {len(shape.row_names)} rows ({shape.ylabel}) and {len(shape.columns)} columns ({shape.xlabel})."
+    if isinstance(shape, Reliability):
+        return f"Accuracy against confidence in {len(shape.n)} bins, {count(sum(shape.n))} samples."
+    if isinstance(shape, Curve):
+        names = ", ".join(clip(s.name, 40) for s in shape.series[:MAX_SERIES])
+        return f"{shape.ylabel} over {shape.xlabel}: {names}."
+    if isinstance(shape, Scatter):
+        return f"{count(len(shape.x))} points, {shape.ylabel} against {shape.xlabel}."
+    return ""
+
+
+def _describe_bars(kind: str, shape: Bars) -> str:
+    known = [(value, label) for value, label in zip(shape.values, shape.labels, strict=True) if value is not None]
+    what = "points with intervals" if kind == "forest" else "bars"
+    if not known:
+        return f"{len(shape.labels)} {what}, none with a value."
+    low, high = min(known), max(known)
+    return (
+        f"{len(shape.labels)} {what}; lowest {number(low[0])} ({clip(low[1], 40)}), "
+        f"highest {number(high[0])} ({clip(high[1], 40)})."
+    )
+
+
+def _canvas(kind: str, shape: Shape) -> Canvas | None:
+    if isinstance(shape, Bars):
+        return _rows(shape, points=kind == "forest") if shape.labels else None
+    if isinstance(shape, Matrix):
+        drawable = 0 < len(shape.row_names) <= MAX_CLASSES and 0 < len(shape.columns) <= MAX_CLASSES
+        return _matrix(shape) if drawable else None
+    if isinstance(shape, Reliability):
+        return _reliability(shape) if shape.n else None
+    if isinstance(shape, Curve):
+        return _curve(shape) if any(finite_values(s.y) for s in shape.series) else None
+    if isinstance(shape, Scatter):
+        return _scatter(shape)
+    return None
+
+
+@contextmanager
+def _house_style() -> Iterator[None]:
+    # from matplotlib's own defaults, so that nobody's matplotlibrc changes a report
+    rc: Any = {key: value for key, value in mpl.rcParamsDefault.items() if not key.startswith("backend")}
+    with mpl.rc_context(rc | _STYLE):
+        yield
+
+
+def _axes(wide: float, high: float, left: float, top: float, right: float, bottom: float) -> tuple[Canvas, Axes]:
+    """Return a canvas of `wide` by `high` CSS pixels with one plain pair of axes inside the margins."""
+    canvas = Canvas(figsize=(wide / 72, high / 72), dpi=72, facecolor="none")
+    FigureCanvasSVG(canvas)
+    return canvas, _add_axes(canvas, wide, high, left, top, right, bottom)
+
+
+def _add_axes(canvas: Canvas, wide: float, high: float, left: float, top: float, right: float, bottom: float) -> Axes:
+    box = (left / wide, bottom / high, (wide - left - right) / wide, (high - top - bottom) / high)
+    axes = canvas.add_axes(box, facecolor="none")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(length=0, pad=6)
+    axes.set_axisbelow(True)
+    axes.grid(visible=True, linewidth=0.8)
+    return axes
+
+
+# --- bars and forest ---------------------------------------------------------------------------------------------------
+
+
+def _rows(shape: Bars, *, points: bool) -> Canvas:
+    shown = min(len(shape.labels), MAX_BARS)
+    labels = [clip(label, 34) for label in shape.labels[:shown]]
+    left = min(260.0, 26 + _CHARACTER * max(width(label) for label in labels))
+    right = 76.0 + (70 if shape.n else 0)
+    top, bottom = (30 if shape.reference is not None or shape.n else 10), 48
+    high = top + bottom + _ROW * shown
+    canvas, axes = _axes(_WIDE, high, left, top, right, bottom)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(shown - 0.5, -0.5)
+    axes.set_yticks(range(shown), labels)
+    axes.set_xlabel(clip(shape.xlabel, 80), labelpad=8)
+    axes.set_xlim(*_value_range(shape, shown, from_zero=not points))
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    for row in range(shown):
+        _row(axes, shape, row, points=points)
+    _margin_columns(axes, shape, shown)
+    _reference_line(axes, shape)
+    return canvas
+
+
+def _row(axes: Axes, shape: Bars, row: int, *, points: bool) -> None:
+    value = shape.values[row]
+    low = shape.low[row] if shape.low else None
+    high = shape.high[row] if shape.high else None
+    if value is not None and not points:
+        axes.barh(row, value, height=0.62, color=BAR, linewidth=0, clip_on=False)
+    if low is not None and high is not None:
+        axes.plot([low, high], [row, row], color=ACCENT if points else INK, linewidth=1.6, clip_on=False)
+        for end in (low, high):
+            axes.plot([end, end], [row - 0.16, row + 0.16], color=ACCENT if points else INK, linewidth=1.6, clip_on=False)
+    if value is not None and points:
+        axes.plot([value], [row], "o", color=ACCENT, markersize=8, clip_on=False)
+
+
+def _margin_columns(axes: Axes, shape: Bars, shown: int) -> None:
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+    unit = _unit(shape.values)
+    for row in range(shown):
+        axes.annotate(number(shape.values[row], unit), (1, row), xytext=(64, 0), ha="right", **place)
+        if shape.n:
+            axes.annotate(count(shape.n[row]), (1, row), xytext=(134, 0), ha="right", color=MUTED, **place)
+    if shape.n:
+        head: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "color": MUTED, "ha": "right"}
+        axes.annotate("value", (1, 1), xytext=(64, 8), **head)
+        axes.annotate("samples", (1, 1), xytext=(134, 8), **head)
+
+
+def _reference_line(axes: Axes, shape: Bars) -> None:
+    if shape.reference is None:
+        return
+    axes.axvline(shape.reference, color=WARM, linewidth=1.4, linestyle=(0, (4, 3)), clip_on=False)
+    low, high = axes.get_xlim()
+    share = (shape.reference - low) / (high - low)
+    side = "left" if share < 0.15 else "right" if share > 0.85 else "center"
+    name = f"{clip(shape.reference_label, 30)} {number(shape.reference, _unit([*shape.values, shape.reference]))}"
+    axes.annotate(
+        name, (shape.reference, 1), xycoords=("data", "axes fraction"), xytext=(0, 8), textcoords="offset points",
+        ha=side, color=WARM,
+    )  # fmt: skip
+
+
+def _unit(values: Sequence[float | None]) -> str:
+    # values that may be shares are all written with three decimals, so that they line up
+    known = finite_values(values)
+    return "fraction" if known and max(map(abs, known)) <= 1 and not all(v.is_integer() for v in known) else ""
+
+
+def _value_range(shape: Bars, shown: int, *, from_zero: bool) -> tuple[float, float]:
+    columns = [column[:shown] if column else None for column in (shape.values, shape.low, shape.high)]
+    values = finite_values(*columns, [shape.reference])
+    return _padded(values, from_zero=from_zero)
+
+
+def _padded(values: Sequence[float], *, from_zero: bool = False) -> tuple[float, float]:
+    """Return an axis that holds the values: all of [0, 1] where they fill most of it, else some room."""
+    if not values:
+        return 0.0, 1.0
+    low, high = min(values), max(values)
+    if low >= 0 and high <= 1 and (high > 0.7 if from_zero else high - low > 0.5):
+        return 0.0, 1.0
+    if from_zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    room = 0.06 * (high - low) or 0.05 * abs(high) or 0.5
+    lower = low if low == 0 and from_zero else low - room
+    upper = high if high == 0 and from_zero else high + room
+    if low >= 0 and high <= 1:
+        lower, upper = max(lower, 0.0), min(upper, 1.0)
+    return lower, upper
+
+
+# --- matrix ------------------------------------------------------------------------------------------------------------
+
+
+def _matrix(shape: Matrix) -> Canvas:
+    rows, columns = len(shape.row_names), len(shape.columns)
+    row_labels, column_labels = [clip(name, 22) for name in shape.row_names], [clip(name, 22) for name in shape.columns]
+    left = 44 + _CHARACTER * max(width(label) for label in row_labels)
+    wide = _WIDE if is_wide(shape) else _HALF
+    side = max(4.0, min(46.0, (wide - left - 12) / columns, 760 / rows))
+    upright = max(width(label) for label in column_labels) * _CHARACTER > side - 4
+    bottom = 40 + (_CHARACTER * max(width(label) for label in column_labels) if upright else 16)
+    canvas, axes = _axes(left + side * columns + 12, side * rows + bottom + 8, left, 8, 12, bottom)
+    axes.grid(visible=False)
+    axes.spines["bottom"].set_visible(False)
+    axes.set_xlim(0, columns)
+    axes.set_ylim(rows, 0)
+    step_x, step_y = max(1, round(16 / side)), max(1, round(16 / side))
+    axes.set_xticks([j + 0.5 for j in range(0, columns, step_x)], column_labels[::step_x], rotation=90 if upright else 0)
+    axes.set_yticks([i + 0.5 for i in range(0, rows, step_y)], row_labels[::step_y])
+    axes.set_xlabel(clip(shape.xlabel, 60), labelpad=6)
+    axes.set_ylabel(clip(shape.ylabel, 60), labelpad=6)
+    axes.tick_params(axis="x", labelcolor=INK)
+    _cells(axes, shape)
+    if max(rows, columns) <= 15:
+        _cell_texts(axes, shape)
+    return canvas
+
+
+def _cells(axes: Axes, shape: Matrix) -> None:
+    """Fill cells by their share of the row, one path for each of eight strengths: a page must not hold 10,000 rectangles."""
+    levels: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    confusion = list(shape.row_names) == list(shape.columns)
+    largest = max((abs(v) for v in finite_values(*shape.values)), default=0.0)
+    for i, row in enumerate(shape.values):
+        whole = sum(abs(v) for v in finite_values(row)) if confusion else largest
+        for j, value in enumerate(row):
+            # the root keeps an error of a few percent visible beside a diagonal of ninety
+            level = round(8 * math.sqrt(abs(value) / whole)) if value and whole else 0
+            color = WARM if (confusion and i != j) or (value or 0) < 0 else ACCENT
+            if value:
+                levels.setdefault((color, max(level, 1)), []).append((i, j))
+    for (color, level), cells in sorted(levels.items()):
+        outline = Outline.make_compound_path(*(_square(i, j) for i, j in cells))
+        axes.add_patch(PathPatch(outline, facecolor=color, alpha=0.04 + 0.065 * level, linewidth=0, clip_on=False))
+    frame = Outline(
+        [(0, 0), (len(shape.columns), 0), (len(shape.columns), len(shape.row_names)), (0, len(shape.row_names)), (0, 0)]
+    )
+    axes.add_patch(PathPatch(frame, facecolor="none", edgecolor=RULE, linewidth=1, clip_on=False))
+
+
+def _square(i: int, j: int) -> Outline:
+    gap = 0.03
+    corners = [(j + gap, i + gap), (j + 1 - gap, i + gap), (j + 1 - gap, i + 1 - gap), (j + gap, i + 1 - gap), (0, 0)]
+    return Outline(corners, [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY])
+
+
+def _cell_texts(axes: Axes, shape: Matrix) -> None:
+    unit = _unit([value for row in shape.values for value in row])
+    for i, row in enumerate(shape.values):
+        for j, value in enumerate(row):
+            axes.text(
+                j + 0.5, i + 0.5, number(value, unit), ha="center", va="center", fontsize=11, color=INK if value else MUTED
+            )
+
+
+# --- reliability -------------------------------------------------------------------------------------------------------
+
+
+_DIAGONAL = 39.0  # degrees of the diagonal in the upper pair of axes
+
+
+def _reliability(shape: Reliability) -> Canvas:
+    wide, high, left = _HALF, 512, 64
+    canvas, axes = _axes(wide, high, left, 14, 24, 150)
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.plot([0, 1], [0, 1], color=WARM, linewidth=1.4, linestyle=(0, (4, 3)))
+    axes.text(0.07, 0.1, "perfectly calibrated", color=WARM, fontsize=11, rotation=_DIAGONAL, rotation_mode="anchor")
+    for x, low, top in zip(shape.confidence, shape.low, shape.high, strict=True):
+        if x is not None and low is not None and top is not None:
+            axes.plot([x, x], [low, top], color=ACCENT, linewidth=1.6, clip_on=False)
+    points = [(x, y) for x, y in zip(shape.confidence, shape.accuracy, strict=True) if x is not None and y is not None]
+    axes.plot([x for x, _ in points], [y for _, y in points], "-o", color=ACCENT, markersize=7, clip_on=False)
+    axes.set_ylabel(clip(shape.ylabel, 60), labelpad=8)
+    axes.tick_params(axis="y", labelcolor=MUTED)
+    axes.set_xticklabels([])
+    counts = _add_axes(canvas, wide, high, left, high - 132, 24, 48)
+    counts.grid(visible=False, axis="x")
+    bins = [(x, n) for x, n in zip(shape.confidence, shape.n, strict=True) if x is not None]
+    counts.bar([x for x, _ in bins], [n for _, n in bins], width=0.5 / max(len(bins), 5), color=BAR)
+    counts.set_xlim(0, 1)
+    counts.set_ylim(0, 1.08 * max([n for _, n in bins] or [0]) or 1)
+    counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    counts.tick_params(axis="y", labelcolor=MUTED)
+    counts.set_ylabel("samples", labelpad=8)
+    counts.set_xlabel(clip(shape.xlabel, 60), labelpad=8)
+    return canvas
+
+
+# --- curve and scatter -------------------------------------------------------------------------------------------------
+
+
+_CURVE_HEIGHT = 268
+
+
+def _curve(shape: Curve) -> Canvas:
+    series = shape.series[:MAX_SERIES]
+    columns = 1 if any(width(line.name) > 24 for line in series) else 2
+    legend_rows = -(-len(series) // columns) if len(series) > 1 or series[0].name else 0
+    top = 12 + 20 * legend_rows
+    canvas, axes = _axes(_HALF, top + _CURVE_HEIGHT + 52, 64, top, 24, 52)
+    for index, line in enumerate(series):
+        _line(axes, line, index)
+    xs = finite_values(*(line.x for line in series))
+    axes.set_xlim(*((min(xs), max(xs)) if min(xs) < max(xs) else _padded(xs)))
+    axes.set_ylim(*_padded(finite_values(*(column for line in series for column in (line.y, line.low, line.high)))))
+    axes.xaxis.set_major_locator(MaxNLocator(7))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.tick_params(axis="y", labelcolor=MUTED)
+    axes.set_xlabel(clip(shape.xlabel, 80), labelpad=8)
+    axes.set_ylabel(clip(shape.ylabel, 60), labelpad=8)
+    if legend_rows:
+        _legend(axes, series, columns)
+    return canvas
+
+
+def _look(index: int) -> dict[str, Any]:
+    # color, dashes and marker differ together, so that lines can be told apart without seeing color
+    marker = _MARKERS[(index + index // 6) % 6]
+    return {"color": SERIES[index % 6], "linestyle": _DASHES[index % 6], "marker": marker, "markersize": 6, "clip_on": False}
+
+
+def _line(axes: Axes, line: Series, index: int) -> None:
+    look = _look(index)
+    if line.low and line.high:
+        axes.fill_between(line.x, _gaps(line.low), _gaps(line.high), color=look["color"], alpha=0.16, linewidth=0)
+    axes.plot(line.x, _gaps(line.y), markevery=max(1, len(line.x) // 24), **look)
+
+
+def _gaps(values: Sequence[float | None]) -> list[float]:
+    return [math.nan if value is None else value for value in values]
+
+
+def _legend(axes: Axes, series: Sequence[Series], columns: int) -> None:
+    """Write the names above the axes, each behind a piece of its line."""
+    rows = -(-len(series) // columns)
+    for index, line in enumerate(series):
+        x, y = 0.5 * (index % columns), 1 + (14 + 20 * (rows - 1 - index // columns)) / _CURVE_HEIGHT
+        axes.plot([x, x + 0.025, x + 0.05], [y] * 3, transform=axes.transAxes, markevery=[1], **_look(index))
+        axes.text(x + 0.062, y, clip(line.name, 50), va="center", transform=axes.transAxes)
+
+
+def _scatter(shape: Scatter) -> Canvas | None:
+    pairs = [(x, y) for x, y in zip(shape.x, shape.y, strict=True) if x is not None and y is not None][:MAX_POINTS]
+    if not pairs:
+        return None
+    xs, ys = [x for x, _ in pairs], [y for _, y in pairs]
+    canvas, axes = _axes(_HALF, 496, 76, 14, 24, 56)
+    if shape.diagonal:
+        ends = _padded([*xs, *ys])
+        axes.plot(ends, ends, color=WARM, linewidth=1.4, linestyle=(0, (4, 3)))
+        axes.set_xlim(*ends)
+        axes.set_ylim(*ends)
+    else:
+        axes.set_xlim(*_padded(xs))
+        axes.set_ylim(*_padded(ys))
+    axes.plot(xs, ys, "o", color=ACCENT, alpha=0.45, markersize=5, markeredgewidth=0, clip_on=False)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.yaxis.set_major_locator(MaxNLocator(6))
+    axes.tick_params(axis="y", labelcolor=MUTED)
+    axes.set_xlabel(clip(shape.xlabel, 60), labelpad=8)
+    axes.set_ylabel(clip(shape.ylabel, 60), labelpad=8)
+    return canvas
+
+
+# --- from matplotlib's file to an element of the page --------------------------------------------------------------------
+
+
+_NAMESPACE = "{http://www.w3.org/2000/svg}"
+_HREF = "{http://www.w3.org/1999/xlink}href"
+_KEPT = {"d", "x", "y", "style", "transform", "clip-path", "width", "height"}
+_LONG_NUMBER = re.compile(r"-?\d+\.\d+(e-?\d+)?")
+_NO_ROTATION = re.compile(r"rotate\(-?0(\.0+)? ")
+
+
+def _inline(canvas: Canvas, label: str, prefix: str) -> str:
+    wide, high = (72 * side for side in canvas.get_size_inches())
+    file = io.StringIO()
+    canvas.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    root = ET.fromstring(file.getvalue())  # noqa: S314 - matplotlib's own output
+    writer = _Writer(prefix, root)
+    body = "".join(writer.element(child) for child in root)
+    return (
+        f'<svg class="chart" role="img" aria-label="{escape(clip(label, 400))}" viewBox="0 0 {wide:g} {high:g}" '
+        f'width="{wide:g}" height="{high:g}">{body}</svg>'
+    )
+
+
+class _Writer:
+    """Writes matplotlib's elements anew: only known attributes, sentinels as variables, ids that are one of a kind."""
+
+    def __init__(self, prefix: str, root: ET.Element) -> None:
+        used = re.findall(r'(?:href="#|url\(#)([^")]+)', ET.tostring(root, encoding="unicode"))
+        self._ids = {name: f"{prefix}-{i}" for i, name in enumerate(dict.fromkeys(used))}
+        self._styles = {e.get("id"): e.get("style") for e in root.iter() if e.get("id") in self._ids}
+
+    def element(self, element: ET.Element) -> str:
+        tag = element.tag.removeprefix(_NAMESPACE)
+        if tag in ("metadata", "style"):
+            return ""
+        inside = "".join(self.element(child) for child in element)
+        attributes = self._attributes(element)
+        text = escape(element.text, quote=False) if tag == "text" and element.text else ""
+        if tag in ("g", "defs") and not (inside and (attributes or tag == "defs")):
+            return inside
+        return f"<{tag}{attributes}>{text}{inside}</{tag}>" if text or inside else f"<{tag}{attributes}/>"
+
+    def _attributes(self, element: ET.Element) -> str:
+        kept = {name: value for name, value in element.attrib.items() if name in _KEPT}
+        if element.get("id") in self._ids:
+            kept["id"] = self._ids[element.attrib["id"]]
+        target = element.get(_HREF, "").removeprefix("#")
+        if target:
+            kept["href"] = f"#{self._ids[target]}"
+            if kept.get("style") == self._styles.get(target):
+                kept.pop("style", None)
+        if _NO_ROTATION.match(kept.get("transform", "")):
+            del kept["transform"]
+        return "".join(f' {name}="{escape(self._value(name, value))}"' for name, value in kept.items())
+
+    def _value(self, name: str, value: str) -> str:
+        if name == "clip-path":
+            return re.sub(r"url\(#([^)]+)\)", lambda m: f"url(#{self._ids[m[1]]})", value)
+        if name in ("id", "href"):
+            return value
+        if name == "style":
+            value = "; ".join(part for part in value.split("; ") if not part.startswith("font-family"))
+            for sentinel, variable in _VARIABLES.items():
+                value = value.replace(sentinel, variable)
+        if name == "d":
+            value = " ".join(value.split())
+        return _LONG_NUMBER.sub(lambda m: f"{float(m[0]):.2f}".rstrip("0").rstrip("."), value)

@@ -1,0 +1,297 @@
+"""What each kind of figure holds, checked, and the table of data that stands beside its chart."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from audit.report.text import cell
+from audit.result import Figure
+
+# Charts draw coordinates as float32 would: beyond this an axis has no ticks that a person could read.
+Value = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
+Values = list[Value | None]
+Text = Annotated[str, Field(coerce_numbers_to_str=True)]
+
+
+@dataclass(frozen=True)
+class DataTable:
+    """A table ready to show; `left_out` counts the rows that the report does not repeat from result.json."""
+
+    columns: list[str]
+    rows: list[list[str]]
+    numeric: list[bool]
+    left_out: int = 0
+
+
+class Shape(BaseModel):
+    """Base of the shapes of figure data: frozen; keys that it does not know are ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", allow_inf_nan=False)
+
+    def _same_length(self, length: int, **others: Sequence[object] | None) -> None:
+        for name, other in others.items():
+            if other is not None and len(other) != length:
+                raise ValueError(f"{name} needs {length} entries, has {len(other)}")
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """Return the columns and rows of the data table."""
+        raise NotImplementedError
+
+
+class Bars(Shape):
+    """Kinds "bars" and "forest": one value a label, with an interval and a sample count where there are any."""
+
+    labels: list[Text]
+    values: Values
+    low: Values | None = None
+    high: Values | None = None
+    n: list[int | None] | None = None
+    xlabel: Text = ""
+    ylabel: Text = ""
+    reference: Value | None = None
+    reference_label: Text = "reference"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._same_length(len(self.labels), values=self.values, low=self.low, high=self.high, n=self.n)
+        return self
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a label."""
+        optional: list[tuple[str, Sequence[float | None] | None]] = [
+            ("low", self.low),
+            ("high", self.high),
+            ("samples", self.n),
+        ]
+        present = [(name, column) for name, column in optional if column is not None]
+        columns = [self.ylabel or "label", self.xlabel or "value", *(name for name, _ in present)]
+        body: list[list[JsonValue]] = [
+            [label, self.values[i], *(column[i] for _, column in present)] for i, label in enumerate(self.labels)
+        ]
+        if self.reference is not None:
+            body.append([self.reference_label, self.reference, *(None for _ in present)])
+        return columns, body
+
+
+class Matrix(Shape):
+    """Kind "matrix": a value for each row and column, such as a confusion matrix of counts."""
+
+    row_names: list[Text] = Field(alias="rows")
+    columns: list[Text]
+    values: list[Values]
+    xlabel: Text = ""
+    ylabel: Text = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._same_length(len(self.row_names), values=self.values)
+        for row in self.values:
+            self._same_length(len(self.columns), row=row)
+        return self
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """Return the matrix itself up to 30 columns; a larger one as its cells, the largest off the diagonal first."""
+        corner = " \\ ".join(part for part in (self.ylabel, self.xlabel) if part) or "row"
+        if len(self.columns) <= 30:
+            return [corner, *self.columns], [[name, *row] for name, row in zip(self.row_names, self.values, strict=True)]
+        cells = [
+            (i == j, -abs(value), i, j, value) for i, row in enumerate(self.values) for j, value in enumerate(row) if value
+        ]
+        body: list[list[JsonValue]] = [
+            [self.row_names[i], self.columns[j], value] for _, _, i, j, value in sorted(cells, key=lambda c: c[:4])
+        ]
+        return [self.ylabel or "row", self.xlabel or "column", "value"], body
+
+
+class Reliability(Shape):
+    """Kind "reliability": stated confidence against measured accuracy, one entry a bin."""
+
+    confidence: Values
+    accuracy: Values
+    low: Values
+    high: Values
+    n: list[int]
+    xlabel: Text = "confidence"
+    ylabel: Text = "accuracy"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._same_length(len(self.confidence), accuracy=self.accuracy, low=self.low, high=self.high, n=self.n)
+        return self
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a bin."""
+        columns = [self.xlabel, self.ylabel, "low", "high", "samples"]
+        bins = zip(self.confidence, self.accuracy, self.low, self.high, self.n, strict=True)
+        return columns, [list(entry) for entry in bins]
+
+
+class Series(Shape):
+    """One line of a curve, with its band where there is one."""
+
+    name: Text = ""
+    x: list[Value]
+    y: Values
+    low: Values | None = None
+    high: Values | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._same_length(len(self.x), y=self.y, low=self.low, high=self.high)
+        return self
+
+
+class Curve(Shape):
+    """Kind "curve": one or more lines over a common axis."""
+
+    series: list[Series]
+    xlabel: Text = ""
+    ylabel: Text = ""
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a point."""
+        banded = any(s.low is not None or s.high is not None for s in self.series)
+        columns = ["series", self.xlabel or "x", self.ylabel or "y", *(["low", "high"] if banded else [])]
+        body: list[list[JsonValue]] = []
+        for s in self.series:
+            for i, x in enumerate(s.x):
+                ends: list[JsonValue] = [s.low[i] if s.low else None, s.high[i] if s.high else None]
+                body.append([s.name, x, s.y[i], *(ends if banded else [])])
+        return columns, body
+
+
+class Scatter(Shape):
+    """Kind "scatter": pairs of numbers, such as predicted against true."""
+
+    x: Values
+    y: Values
+    xlabel: Text = ""
+    ylabel: Text = ""
+    diagonal: bool = False
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._same_length(len(self.x), y=self.y)
+        return self
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a point."""
+        return [self.xlabel or "x", self.ylabel or "y"], [list(pair) for pair in zip(self.x, self.y, strict=True)]
+
+
+class Picture(Shape):
+    """One picture: bytes of (channels, height, width) in base64, C order."""
+
+    shape: tuple[int, int, int]
+    pixels: str
+
+
+class GalleryItem(Shape):
+    """One sample of a gallery, with a picture for each panel."""
+
+    id: int
+    caption: Text = ""
+    images: list[Picture]
+
+
+class Gallery(Shape):
+    """Kind "gallery": samples as pictures in panels, such as clean, adversarial and their difference."""
+
+    panels: list[Text]
+    items: list[GalleryItem]
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for item in self.items:
+            self._same_length(len(self.panels), images=item.images)
+        return self
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a sample: a list of captions."""
+        return ["sample", "caption"], [[item.id, item.caption] for item in self.items]
+
+
+class Change(Shape):
+    """One row of a table before and after an attack."""
+
+    id: int
+    caption: Text = ""
+    clean: Values
+    adversarial: Values
+
+
+class FeatureChange(Shape):
+    """Kind "feature_change": what an attack changed in rows of a table; `scale` makes columns comparable."""
+
+    columns: list[Text]
+    items: list[Change]
+    scale: list[Value] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        self._same_length(len(self.columns), scale=self.scale)
+        for item in self.items:
+            self._same_length(len(self.columns), clean=item.clean, adversarial=item.adversarial)
+        return self
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a sample and column."""
+        body: list[list[JsonValue]] = [
+            [item.id, name, before, after, None if before is None or after is None else after - before]
+            for item in self.items
+            for name, before, after in zip(self.columns, item.clean, item.adversarial, strict=True)
+        ]
+        return ["sample", "column", "clean", "adversarial", "change"], body
+
+
+_SHAPES: dict[str, type[Shape]] = {
+    "bars": Bars,
+    "forest": Bars,
+    "matrix": Matrix,
+    "reliability": Reliability,
+    "curve": Curve,
+    "scatter": Scatter,
+    "gallery": Gallery,
+    "feature_change": FeatureChange,
+}
+
+
+def read(figure: Figure) -> Shape | None:
+    """Return the figure's data in the shape of its kind; None where the kind is unknown or the data do not fit it."""
+    shape = _SHAPES.get(figure.kind)
+    if shape is None:
+        return None
+    try:
+        return shape.model_validate(figure.data)
+    except ValidationError:
+        return None
+
+
+def data_table(figure: Figure, shape: Shape | None, max_rows: int) -> DataTable:
+    """Return the table of a figure's data; for data of no known shape, whatever rows can be made of them."""
+    columns, rows = shape.rows() if shape is not None else _any_rows(figure.data)
+    return shown_table(columns, rows, max_rows)
+
+
+def shown_table(columns: list[str], rows: Sequence[Sequence[JsonValue]], max_rows: int) -> DataTable:
+    """Return the first rows as text, and which columns hold nothing but numbers."""
+    kept = rows[:max_rows]
+    numeric = [all(isinstance(row[i], (int, float, type(None))) for row in kept if i < len(row)) for i in range(len(columns))]
+    return DataTable(columns, [[cell(value) for value in row] for row in kept], numeric, len(rows) - len(kept))
+
+
+def finite_values(*columns: Sequence[float | None] | None) -> list[float]:
+    """Return all numbers of the columns, without those that are missing."""
+    return [v for column in columns if column is not None for v in column if v is not None and math.isfinite(v)]
+
+
+def _any_rows(data: dict[str, Any]) -> tuple[list[str], list[list[JsonValue]]]:
+    lengths = {len(value) for value in data.values() if isinstance(value, list)}
+    if data and len(lengths) == 1 and all(isinstance(value, list) for value in data.values()):
+        return list(data), [list(row) for row in zip(*data.values(), strict=True)]
+    return ["key", "value"], [[key, value] for key, value in data.items()]

@@ -1,0 +1,385 @@
+"""Everything that one run found, as typed and frozen records: their JSON is the truth that every report is drawn from.
+
+The records mirror result.json key for key. Nothing non-finite enters them: `finite` turns NaN and infinity into None, and
+the check that meets one adds a finding. Reading a result never imports torch.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+
+from audit.errors import InputError, OutputError
+
+SCHEMA_VERSION: Literal["1"] = "1"
+VERDICT_EXIT_CODES = {"pass": 0, "unjudged": 0, "fail": 1, "incomplete": 4}
+
+MetricId = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+VerdictWord = Literal["pass", "fail", "incomplete", "unjudged"]
+
+
+class Record(BaseModel):
+    """Base of all records: frozen, closed to unknown keys, without NaN and infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class Metric(Record):
+    """A measured value with its interval and with what it takes to judge it.
+
+    `kind` says what the number is of the truth: an estimate, an upper bound (no attack found a lower one) or a lower bound
+    (a certificate). `direction` says which way is better.
+    """
+
+    id: MetricId
+    value: Number | None
+    low: Number | None
+    high: Number | None
+    confidence: Annotated[float, Field(gt=0, lt=1)]
+    n: Annotated[int, Field(ge=0)]
+    method: str
+    kind: Literal["estimate", "upper", "lower"] = "estimate"
+    direction: Literal["higher", "lower"] = "higher"
+    unit: str = "fraction"
+    params: dict[str, JsonValue] = Field(default_factory=dict)
+    detail: str = ""
+
+
+class Evidence(Record):
+    """A test of the measurement itself: `ok`, or not, with the figure that decided it."""
+
+    id: MetricId
+    ok: bool
+    detail: str
+    value: Number | None = None
+
+
+class Finding(Record):
+    """Something that a person must know, with the samples (their ids) that show it."""
+
+    severity: Literal["high", "medium", "low", "info"]
+    title: str
+    detail: str
+    samples: list[int] = Field(default_factory=list)
+
+
+class Figure(Record):
+    """Data of one chart; `kind` names the drawing in `audit.report.charts`."""
+
+    id: str
+    kind: str
+    title: str
+    data: dict[str, JsonValue]
+
+
+class Table(Record):
+    """A table shown beside a figure or on its own; cells are text, numbers or None."""
+
+    id: str
+    title: str
+    columns: list[str]
+    rows: list[list[JsonValue]]
+
+
+class Passes(Record):
+    """What a measurement cost, in samples through the network forwards and backwards, and in seconds."""
+
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Passes) -> Passes:
+        return Passes(
+            forwards=self.forwards + other.forwards,
+            backwards=self.backwards + other.backwards,
+            seconds=self.seconds + other.seconds,
+        )
+
+
+class Cost(Passes):
+    """Cost of a check, and of each of its parts: a metric or a piece of evidence."""
+
+    parts: dict[str, Passes] = Field(default_factory=dict)
+
+
+class OutcomeTable(BaseModel):
+    """What happened to each sample: one row of bits an outcome, in the order of sample ids.
+
+    `ids_sha256` covers the ids, inputs and labels of the samples, so that rows of different data are never paired. In JSON
+    each outcome is the base64 of its packed bits (big-endian, as ``numpy.packbits`` gives them), padded with zeros.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+    __pydantic_extra__: dict[str, str]
+
+    ids_sha256: str
+    n: Annotated[int, Field(ge=0)]
+
+    @classmethod
+    def pack(cls, ids_sha256: str, n: int, outcomes: Mapping[str, NDArray[np.bool_]]) -> OutcomeTable:
+        """Pack boolean arrays of shape (n,) under their names."""
+        packed = {}
+        for name, bits in outcomes.items():
+            if bits.shape != (n,):
+                raise ValueError(f"outcome {name!r} needs one bit for each of {n} samples, got shape {bits.shape}")
+            packed[name] = base64.b64encode(np.packbits(bits).tobytes()).decode("ascii")
+        return cls(ids_sha256=ids_sha256, n=n, **packed)  # type: ignore[arg-type]
+
+    def names(self) -> list[str]:
+        """Names of the outcomes that the table holds."""
+        return sorted(self.__pydantic_extra__)
+
+    def bits(self, name: str) -> NDArray[np.bool_]:
+        """Return one outcome as a boolean array of shape (n,), in the order of sample ids."""
+        packed = np.frombuffer(base64.b64decode(self.__pydantic_extra__[name], validate=True), dtype=np.uint8)
+        if packed.size != (self.n + 7) // 8:
+            raise InputError(f"outcome {name!r} should pack {self.n} bits, but holds {packed.size} bytes")
+        return np.unpackbits(packed, count=self.n).astype(np.bool_)
+
+
+class CheckResult(Record):
+    """The answer of one check. `status` says whether it was measured soundly; pass and fail belong to the policy."""
+
+    id: Annotated[str, Field(pattern=r"^[a-z0-9_]+$")]
+    status: Literal["measured", "incomplete", "not_applicable", "error"]
+    reason: str | None = None
+    question: str
+    answer: str
+    metrics: list[Metric] = Field(default_factory=list)
+    evidence: list[Evidence] = Field(default_factory=list)
+    findings: list[Finding] = Field(default_factory=list)
+    outcomes: OutcomeTable | None = None
+    figures: list[Figure] = Field(default_factory=list)
+    tables: list[Table] = Field(default_factory=list)
+    cost: Cost = Field(default_factory=Cost)
+    not_tested: list[str] = Field(default_factory=list)
+    artifact: str | None = None
+
+    def metric(self, metric_id: str) -> Metric:
+        """Return the metric with this id; the error lists the ids that there are."""
+        for metric in self.metrics:
+            if metric.id == metric_id:
+                return metric
+        raise KeyError(f"check {self.id!r} has no metric {metric_id!r}; it has {[m.id for m in self.metrics]}")
+
+
+class Judgement(Record):
+    """One limit of the policy held against its metric."""
+
+    metric: str
+    min: Number | None = None
+    max: Number | None = None
+    bound: Number | None = None
+    p_fail: Number | None = None
+    outcome: Literal["pass", "fail", "incomplete", "waived"]
+    required: bool = True
+    reason: str = ""
+    plan_for: int | None = None
+
+
+class Spec(Record):
+    """What was asked, and with which software."""
+
+    audit_version: str
+    config: dict[str, JsonValue] = Field(default_factory=dict)
+    policy_sha256: str | None = None
+    confidence: float = 0.95
+    seed: int = 0
+    device: str = "cpu"
+    packages: dict[str, str] = Field(default_factory=dict)
+    python: str = ""
+    platform: str = ""
+    git: dict[str, JsonValue] = Field(default_factory=dict)
+    command: str = ""
+
+
+class ModelInfo(Record):
+    """The network that was audited."""
+
+    source: str
+    sha256: str
+    format: str
+    task: str
+    classes: int | None
+    class_names: list[str] = Field(default_factory=list)
+    input_shape: list[int]
+    parameters: int
+    trusted: bool = False
+    output: str = ""
+    notes: list[str] = Field(default_factory=list)
+
+
+class DataInfo(Record):
+    """The data that it was audited on. `sampled` packs one bit for each row of the file where not all were used."""
+
+    source: str
+    sha256: str
+    n: int
+    n_reference: int = 0
+    columns: list[str] = Field(default_factory=list)
+    sensitive: list[str] = Field(default_factory=list)
+    kind: str = ""
+    bounds: list[JsonValue] | None = None
+    rows: int = 0
+    sampled: str | None = None
+    notes: list[str] = Field(default_factory=list)
+
+
+class Result(Record):
+    """Everything that one run found; ``result.json`` is its JSON."""
+
+    schema_version: Literal["1"] = SCHEMA_VERSION
+    verdict: VerdictWord
+    sentence: str = ""
+    exit_code: int
+    started_at: str
+    seconds: float
+    spec: Spec
+    model: ModelInfo
+    data: DataInfo
+    checks: list[CheckResult] = Field(default_factory=list)
+    policy: list[Judgement] = Field(default_factory=list)
+
+    def __getitem__(self, check_id: str) -> CheckResult:
+        for check in self.checks:
+            if check.id == check_id:
+                return check
+        raise KeyError(f"no check {check_id!r} in this result; it has {[c.id for c in self.checks]}")
+
+    def metrics(self) -> dict[str, Metric]:
+        """All metrics of all checks by id."""
+        return {metric.id: metric for check in self.checks for metric in check.metrics}
+
+    def to_json(self) -> str:
+        """Return result.json's text: keys in the order of the schema, no NaN, no infinity."""
+        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes, source: str = "result.json") -> Result:
+        """Read result.json's text.
+
+        Raises
+        ------
+        InputError
+            The text is not JSON, or not a result of this schema version.
+        """
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"]) or "the whole file"
+            raise InputError(f"{source} is not a result of schema version {SCHEMA_VERSION}: {where}: {first['msg']}") from None
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Result:
+        """Read ``result.json``, or the one in a folder that ``audit run`` wrote."""
+        file = Path(path)
+        file = file / "result.json" if file.is_dir() else file
+        try:
+            return cls.from_json(file.read_bytes(), str(file))
+        except OSError as error:
+            raise InputError(f"cannot read the result {file}: {error.strerror or error}") from None
+
+    def save(self, out: str | os.PathLike[str]) -> Path:
+        """Write result.json, report.html and summary.md into folder `out`; return the folder.
+
+        Each file is written beside its place and renamed, so that there is never half a report.
+
+        Raises
+        ------
+        OutputError
+            The folder cannot be made or written.
+        """
+        folder = make_folder(out)
+        write_atomically(folder / "result.json", self.to_json().encode())
+        for name, render in _renderers.items():
+            write_atomically(folder / name, render(self).encode())
+        return folder
+
+    def _repr_html_(self) -> str:
+        render = _renderers.get("report.html")
+        if render is None:
+            return f"<pre>{self.verdict}</pre>"
+        import html
+
+        page = html.escape(render(self), quote=True)
+        return f'<iframe srcdoc="{page}" sandbox="" style="width:100%;height:48em;border:1px solid #8888"></iframe>'
+
+
+_renderers: dict[str, Callable[[Result], str]] = {}
+
+
+def use_renderer(name: str, render: Callable[[Result], str]) -> None:
+    """Have `Result.save` write file `name` with `render`; `audit` hands its reports over here."""
+    _renderers[name] = render
+
+
+def finite(value: float | None) -> float | None:
+    """Return `value` as a float, or None where it is NaN or infinite."""
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def slug(name: str) -> str:
+    """Return `name` as a part of a metric id: lower case, anything outside [a-z0-9_] as ``_``."""
+    return "".join(c if c in "abcdefghijklmnopqrstuvwxyz0123456789_" else "_" for c in name.lower()) or "_"
+
+
+def slugs(names: Iterable[str]) -> dict[str, str]:
+    """Return a slug for each name, made unique with a number where two names share one."""
+    taken: dict[str, str] = {}
+    for name in names:
+        base = candidate = slug(name)
+        count = 1
+        while candidate in taken.values():
+            count += 1
+            candidate = f"{base}_{count}"
+        taken[name] = candidate
+    return taken
+
+
+def make_folder(out: str | os.PathLike[str]) -> Path:
+    """Make folder `out` where it is missing; an OutputError says why it cannot be written."""
+    folder = Path(out)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OutputError(
+            f"expected a folder that can be written for the results, got {folder}: {error.strerror or error}; "
+            "choose another with --out"
+        ) from None
+    return folder
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` beside `path` and rename it there; an OutputError says why not."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise OutputError(
+            f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with --out"
+        ) from None
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of result.json."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": f"audit result, schema version {SCHEMA_VERSION}",
+        **Result.model_json_schema(mode="serialization"),
+    }

@@ -1,0 +1,495 @@
+"""Intervals, tests and sample sizes behind every number of the audit: pure functions over counts and arrays.
+
+Each interval is chosen to be conservative where an exact one is out of reach: it may be too wide, it should not be too narrow.
+An interval that is too narrow would let a policy pass, or accuse a network, on noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
+Side = Literal["min", "max"]
+
+MIN_BOOTSTRAP = 10  # below it a bootstrap resamples so few values that its interval means nothing
+
+
+class Interval(NamedTuple):
+    """A value with its confidence limits; None where the data say nothing."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+# --- one proportion ---------------------------------------------------------------------------------------------------
+
+
+def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return k/n with the exact interval of Clopper and Pearson.
+
+    Assumes `n` independent draws with one chance of success. Coverage is at least `confidence` for every true proportion,
+    mostly more (a known bias: for small n the interval is wider than it need be). With n = 0 the value is None and the
+    limits are 0 and 1.
+
+    Source: Clopper & Pearson (1934), Biometrika 26:404, as quantiles of the beta distribution.
+    """
+    low, high = clopper_pearson_limits(np.asarray(k), np.asarray(n), confidence)
+    return Interval(k / n if n else None, float(low), float(high))
+
+
+def clopper_pearson_limits(k: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> tuple[Floats, Floats]:
+    """Return the limits of `clopper_pearson` for arrays of counts that broadcast; 0 and 1 where n is 0.
+
+    Raises
+    ------
+    ValueError
+        A count is negative or larger than its n, or the confidence is outside (0, 1).
+    """
+    k, n = np.broadcast_arrays(np.asarray(k, dtype=np.float64), np.asarray(n, dtype=np.float64))
+    if ((k < 0) | (k > n)).any():
+        raise ValueError(f"expected 0 <= k <= n, got k = {k.tolist()}, n = {n.tolist()}")
+    tail = _tail(confidence)
+    # The quantiles below have no meaning at k = 0 and k = n: any shape serves there, and np.where drops it.
+    low = np.where(k == 0, 0.0, stats.beta.ppf(tail, np.maximum(k, 1), n - k + 1))
+    high = np.where(k == n, 1.0, stats.beta.ppf(1 - tail, k + 1, np.maximum(n - k, 1)))
+    return np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+
+
+def wilson(k: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return k/n with Wilson's score interval.
+
+    Covers `confidence` on average over the true proportion; for some proportions less (near 0 and 1 down to about 0.83 at
+    95 %), so verdicts rest on `clopper_pearson`.
+
+    Source: Wilson (1927), JASA 22:209.
+    """
+    if not 0 <= k <= n:
+        raise ValueError(f"expected 0 <= k <= n, got k = {k}, n = {n}")
+    if n == 0:
+        return Interval(None, 0.0, 1.0)
+    z, p = _z(confidence), k / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return Interval(p, 0.0 if k == 0 else max(0.0, centre - half), 1.0 if k == n else min(1.0, centre + half))
+
+
+# --- sums and differences of independent proportions ------------------------------------------------------------------
+
+
+def mover(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
+    """Return a weighted sum of independent estimates, its interval recovered from theirs (MOVER).
+
+    The distance from each estimate to the limit that faces the same way stands for its standard error; the distances are
+    added in squares. The sum covers about what its parts cover: with Clopper–Pearson parts, at least `confidence` in all
+    but a few corners (measured in tests/test_stats.py). Anything None makes the whole None.
+
+    Source: Zou & Donner (2008), Statistics in Medicine 27:1693, equation 2, for any weights.
+    """
+    if len(parts) != len(weights):
+        raise ValueError(f"expected one weight for each of {len(parts)} parts, got {len(weights)}")
+    value = below = above = 0.0
+    for part, weight in zip(parts, weights, strict=True):
+        if part.value is None or part.low is None or part.high is None:
+            return Interval(None, None, None)
+        down, up = part.value - part.low, part.high - part.value
+        value += weight * part.value
+        below += (weight * (down if weight > 0 else up)) ** 2
+        above += (weight * (up if weight > 0 else down)) ** 2
+    return Interval(value, value - math.sqrt(below), value + math.sqrt(above))
+
+
+def newcombe_difference(k1: int, n1: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:
+    """Return k1/n1 − k2/n2 with Newcombe's hybrid score interval; limits −1 and 1 where an n is 0.
+
+    Assumes two independent samples. Covers `confidence` on average; `difference` is the conservative one.
+
+    Source: Newcombe (1998), Statistics in Medicine 17:873, method 10.
+    """
+    return _difference(wilson(k1, n1, confidence), wilson(k2, n2, confidence))
+
+
+def difference(k1: int, n1: int, k2: int, n2: int, confidence: float = 0.95) -> Interval:
+    """Return k1/n1 − k2/n2 with a conservative interval: MOVER over Clopper–Pearson limits.
+
+    Assumes two independent samples; limits −1 and 1 where an n is 0.
+
+    Source: Zou & Donner (2008) with the limits of Clopper & Pearson (1934).
+    """
+    return _difference(clopper_pearson(k1, n1, confidence), clopper_pearson(k2, n2, confidence))
+
+
+def mean_of_proportions(k: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the unweighted mean of proportions (balanced accuracy, where they are recalls) by MOVER over Clopper–Pearson.
+
+    Proportions with n = 0 are left out, as scikit-learn does; where all are, the value is None and the limits 0 and 1.
+    """
+    counts = [(int(a), int(b)) for a, b in zip(*_counts(k, n), strict=True) if b > 0]
+    if not counts:
+        return Interval(None, 0.0, 1.0)
+    total = mover([clopper_pearson(a, b, confidence) for a, b in counts], [1.0] * len(counts))
+    value, low, high = (None if v is None else v / len(counts) for v in total)
+    return _clip(Interval(value, low, high), 0.0, 1.0)
+
+
+# --- many groups ------------------------------------------------------------------------------------------------------
+
+
+def pairwise_differences(k: ArrayLike, n: ArrayLike, confidence: float = 0.95, families: int = 1) -> tuple[Floats, Floats]:
+    """Return simultaneous lower and upper limits of p_i − p_j for all pairs of K proportions, each of shape (K, K).
+
+    Bonferroni of `difference` over the K(K−1) ordered pairs of groups with n > 0, times `families` (how many such
+    comparisons are read together). Ordered pairs, since which of two groups comes off better is not known beforehand: so
+    each side of the gap errs with a chance of at most (1 − confidence)/2. NaN on the diagonal and for empty groups.
+    """
+    k, n = _counts(k, n)
+    full = n > 0
+    pairs = max(1, int(full.sum() * (full.sum() - 1))) * families
+    low, high = clopper_pearson_limits(k, n, 1 - (1 - confidence) / pairs)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        p = k / n
+    apart = p[:, None] - p[None, :]
+    lower = apart - np.hypot((p - low)[:, None], (high - p)[None, :])
+    upper = apart + np.hypot((high - p)[:, None], (p - low)[None, :])
+    np.fill_diagonal(lower, np.nan)
+    np.fill_diagonal(upper, np.nan)
+    return lower, upper
+
+
+def max_min_gap(k: ArrayLike, n: ArrayLike, confidence: float = 0.95, families: int = 1) -> Interval:
+    """Return the gap between the largest and the smallest of K proportions, with a conservative simultaneous interval.
+
+    The true gap lies between the largest lower limit and the largest upper limit of `pairwise_differences`. The point value
+    is biased upward: among many small groups some pair lies apart by chance; the interval is not misled by that.
+
+    Groups with n = 0 could lie anywhere: they do not move the value, but the upper limit is 1. With fewer than two groups
+    that have n > 0 the value is None and the limits are 0 and 1.
+    """
+    k, n = _counts(k, n)
+    full = n > 0
+    if full.sum() < 2:
+        return Interval(None, 0.0, 1.0)
+    p = k[full] / n[full]
+    lower, upper = pairwise_differences(k, n, confidence, families)
+    high = min(1.0, float(np.nanmax(upper))) if full.all() else 1.0
+    return Interval(float(p.max() - p.min()), max(0.0, float(np.nanmax(lower))), high)
+
+
+def worst_of(k: ArrayLike, n: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the smallest of K proportions with a simultaneous interval: Clopper–Pearson, Bonferroni over the K.
+
+    The point value is biased downward: the smallest of several noisy estimates is noisy to the low side. A proportion with
+    n = 0 could be anything, so the lower limit is then 0.
+    """
+    k, n = _counts(k, n)
+    full = n > 0
+    if not full.any():
+        return Interval(None, 0.0, 1.0)
+    low, high = clopper_pearson_limits(k, n, 1 - (1 - confidence) / len(n))
+    return Interval(float((k[full] / n[full]).min()), float(low.min()), float(high.min()))
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReliabilityBins:
+    """Samples grouped by confidence: each array has one entry a bin, from the lowest confidence to the highest."""
+
+    confidence: Floats
+    accuracy: Floats
+    low: Floats
+    high: Floats
+    n: Ints
+    k: Ints
+
+
+def reliability_bins(
+    scores: ArrayLike, correct: ArrayLike, bins: int = 15, confidence: float = 0.95, min_bin: int = 10
+) -> ReliabilityBins:
+    """Group samples into at most `bins` bins of about equal size by confidence score; equal scores share a bin.
+
+    There are fewer bins where they would hold fewer than `min_bin` samples. Limits are Clopper–Pearson, one bin at a time.
+    """
+    scores, correct = np.asarray(scores, dtype=np.float64), np.asarray(correct, dtype=np.bool_)
+    if scores.shape != correct.shape or scores.ndim != 1:
+        raise ValueError(f"expected one score and one outcome a sample, got shapes {scores.shape} and {correct.shape}")
+    if not np.isfinite(scores).all() or bins < 1:
+        raise ValueError("expected finite scores and at least one bin")
+    if len(scores) == 0:
+        empty = np.zeros(0)
+        return ReliabilityBins(empty, empty, empty, empty, empty.astype(np.int64), empty.astype(np.int64))
+    bins = max(1, min(bins, len(scores) // min_bin))
+    edges = np.unique(np.quantile(scores, np.arange(1, bins) / bins, method="higher"))
+    _, index = np.unique(np.searchsorted(edges, scores, side="right"), return_inverse=True)
+    n = np.bincount(index)
+    k = np.bincount(index, weights=correct).astype(np.int64)
+    low, high = clopper_pearson_limits(k, n, confidence)
+    return ReliabilityBins(np.bincount(index, weights=scores) / n, k / n, low, high, n, k)
+
+
+def ece(scores: ArrayLike, correct: ArrayLike, bins: int = 15, confidence: float = 0.95) -> Interval:
+    """Return the expected calibration error over equal-mass bins, Σ w_b |accuracy_b − confidence_b|.
+
+    The target of the interval is the error over these bins for the confidences that were seen: how far, bin by bin, the
+    chance of being right lies from the stated confidence. It is at most the error without bins.
+
+    Known bias: noise in a bin's accuracy adds to the absolute value, never subtracts, so the estimate is biased upward. The
+    upper limit leaves the bias in (that is conservative); the lower limit subtracts a bound on it, Σ w_b sqrt(v_b / n_b)
+    with the variance v_b smoothed by two successes and two failures, since E|X| ≤ |E X| + sd(X). Deviations of the bins are
+    combined by MOVER over Clopper–Pearson limits, so that a bin where all are right does not claim to be certain.
+
+    Source: Naeini, Cooper & Hauskrecht (2015), AAAI 29; equal-mass bins: Nixon et al. (2019), CVPR workshops.
+    """
+    b = reliability_bins(scores, correct, bins, confidence)
+    if len(b.n) == 0:
+        return Interval(None, 0.0, 1.0)
+    weight = b.n / b.n.sum()
+    gap = b.accuracy - b.confidence
+    value = float(weight @ np.abs(gap))
+    away = np.maximum(np.abs(b.low - b.confidence), np.abs(b.high - b.confidence)) - np.abs(gap)
+    toward = np.where(gap >= 0, b.accuracy - b.low, b.high - b.accuracy)
+    variance = (b.k + 2) * (b.n - b.k + 2) / (b.n + 4) ** 2
+    bias = float(weight @ np.sqrt(variance / b.n))
+    low = value - bias - float(np.linalg.norm(weight * toward))
+    return Interval(value, max(0.0, low), min(1.0, value + float(np.linalg.norm(weight * away))))
+
+
+# --- regression -------------------------------------------------------------------------------------------------------
+
+
+def mean_absolute_error(y: ArrayLike, predicted: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Return the mean absolute error with a studentised bootstrap interval of its logarithm.
+
+    The same `seed` gives the same interval. Assumes independent samples and errors with a finite variance; with skewed or
+    heavy-tailed errors and few samples it covers less than it states (n = 20: about 90 to 93 % at 95 %). Limits are None
+    with fewer than 10 samples or where all errors are equal, since a bootstrap then shows no spread.
+
+    Source: Davison & Hinkley (1997), Bootstrap Methods and their Application, section 5.2.1.
+    """
+    y, predicted = _pair(y, predicted)
+    return _log_bootstrap(np.abs(y - predicted), _log_mean, confidence, seed)
+
+
+def r_squared(y: ArrayLike, predicted: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Return R² = 1 − mean squared error / variance of `y`, with a studentised bootstrap interval of log(1 − R²).
+
+    The same `seed` gives the same interval. Assumes independent samples and errors with a finite fourth moment; where that
+    is in doubt (heavy tails) it covers less than it states. R² of a finite sample is biased a little downward, since the
+    mean of `y` is fitted to it. None where `y` has no spread; limits None with fewer than 10 samples or no residual at all.
+
+    Source: as `mean_absolute_error`; the standard error is that of the influence function of log(mean e²) − log var(y).
+    """
+    y, predicted = _pair(y, predicted)
+    if len(y) < 2 or float(np.ptp(y)) == 0.0:
+        return Interval(None, None, None)
+    inside = _log_bootstrap(np.stack(((y - predicted) ** 2, y), axis=-1), _log_unexplained, confidence, seed)
+    value, low, high = (None if v is None else 1 - v for v in inside)
+    return Interval(value, high, low)
+
+
+Statistic = Callable[[Floats], tuple[Floats, Floats]]
+
+
+def _log_bootstrap(data: Floats, statistic: Statistic, confidence: float, seed: int) -> Interval:
+    """Return exp of a statistic with its studentised bootstrap interval.
+
+    `statistic` takes data of shape (resamples, n, …) and returns the logarithm and its standard error, each (resamples,).
+    """
+    n = len(data)
+    if n == 0:
+        return Interval(None, None, None)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        (centre,), (error,) = statistic(data[None])
+        value = float(np.exp(centre))
+        if n < MIN_BOOTSTRAP or not np.isfinite(centre) or not error > 0:
+            return Interval(value, None, None)
+        pivots = _pivots(data, statistic, float(centre), seed)
+        upper, lower = np.quantile(pivots, [1 - _tail(confidence), _tail(confidence)])
+        low, high = float(np.exp(centre - upper * error)), float(np.exp(centre - lower * error))
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Interval(value, None, None)
+    return Interval(value, min(low, value), max(high, value))
+
+
+def _pivots(data: Floats, statistic: Statistic, centre: float, seed: int) -> Floats:
+    n = len(data)
+    generator = np.random.default_rng(seed)
+    # 2,000 resamples fix the quantiles to about 0.4 % of the level; large samples need fewer, as their pivot is near normal.
+    resamples = int(np.clip(50_000_000 // n, 500, 2000))
+    at_once = max(1, 1_000_000 // n)  # keeps memory at a few megabytes for any n
+    pivots = []
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
+        log, error = statistic(data[generator.integers(0, n, size=(rows, n))])
+        pivots.append((log - centre) / error)
+    joined = np.concatenate(pivots)
+    return joined[np.isfinite(joined)]
+
+
+def _log_mean(errors: Floats) -> tuple[Floats, Floats]:
+    mean = errors.mean(axis=1)
+    return np.log(mean), errors.std(axis=1) / mean / math.sqrt(errors.shape[1])
+
+
+def _log_unexplained(data: Floats) -> tuple[Floats, Floats]:
+    squared, y = data[..., 0], data[..., 1]
+    spread = (y - y.mean(axis=1, keepdims=True)) ** 2
+    mse, variance = squared.mean(axis=1), spread.mean(axis=1)
+    influence = squared / mse[:, None] - spread / variance[:, None]
+    return np.log(mse) - np.log(variance), influence.std(axis=1) / math.sqrt(y.shape[1])
+
+
+# --- limits: p-values and sample sizes --------------------------------------------------------------------------------
+
+
+def p_beyond(
+    method: str,
+    value: float | None,
+    n: int,
+    low: float | None,
+    high: float | None,
+    confidence: float,
+    limit: float,
+    side: Side,
+) -> float | None:
+    """Return the one-sided p-value against the claim that the truth keeps `limit`: small where it is surely broken.
+
+    For ``side="min"`` the claim (null hypothesis) is truth ≥ limit, for ``"max"`` truth ≤ limit. For a ``clopper-pearson``
+    proportion the test is the exact binomial one; otherwise a normal one whose standard error is read from the distance
+    between `value` and the interval's end that faces the limit. Either way p is at most (1 − confidence)/2 exactly where
+    the whole interval lies beyond the limit. None where there is no value or no interval.
+    """
+    if value is None or low is None or high is None:
+        return None
+    if method == "clopper-pearson" and n > 0:
+        return _exact_p(round(value * n), n, limit, side)
+    if side == "max":
+        value, low, high, limit = -value, -high, -low, -limit
+    facing = high - value if value < limit else value - low
+    if facing <= 0:
+        return 0.0 if value < limit else 1.0
+    return float(stats.norm.sf(_z(confidence) * (limit - value) / facing))
+
+
+def _exact_p(k: int, n: int, limit: float, side: Side) -> float:
+    if not 0 <= limit <= 1:  # a limit that no proportion, or every proportion, keeps
+        return 0.0 if (limit > 1) == (side == "min") else 1.0
+    return float(stats.binom.cdf(k, n, limit) if side == "min" else stats.binom.sf(k - 1, n, limit))
+
+
+def holm(p: Sequence[float | None]) -> list[float | None]:
+    """Return p-values adjusted for testing several hypotheses at once; None stays None and does not count as a test.
+
+    Source: Holm (1979), Scandinavian Journal of Statistics 6:65. Valid whatever the tests have to do with each other.
+    """
+    tested = sorted((value, index) for index, value in enumerate(p) if value is not None)
+    adjusted: list[float | None] = [None] * len(p)
+    running = 0.0
+    for rank, (value, index) in enumerate(tested):
+        running = max(running, min(1.0, value * (len(tested) - rank)))
+        adjusted[index] = running
+    return adjusted
+
+
+def plan_size(
+    method: str,
+    value: float | None,
+    n: int,
+    low: float | None,
+    high: float | None,
+    confidence: float,
+    limit: float,
+    power: float = 0.8,
+) -> int | None:
+    """Return the sample size at which an interval would clear `limit`, one way or the other, with chance `power`.
+
+    It supposes that `value` is the truth: a size to plan a fresh test for, not a number of samples to add until it passes.
+    Exact for a ``clopper-pearson`` proportion; otherwise the interval's width is taken to shrink as 1/√n. None where value
+    and limit coincide, or where there is nothing to go by.
+    """
+    if value is None or low is None or high is None or n < 1 or value == limit:
+        return None
+    if method == "clopper-pearson" and 0 <= value <= 1:
+        return _plan_proportion(value, confidence, limit, power)
+    half = high - value if limit > value else value - low
+    if half <= 0:
+        return None
+    z = _z(confidence)
+    return math.ceil(n * ((z + float(stats.norm.ppf(power))) / z * half / abs(limit - value)) ** 2)
+
+
+def _plan_proportion(p: float, confidence: float, limit: float, power: float) -> int | None:
+    if not 0 <= limit <= 1:
+        return None
+
+    def reached(n: int) -> bool:
+        return _power(p, n, confidence, limit) >= power
+
+    high = 1
+    while not reached(high):
+        high *= 2
+        if high > 10**9:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if reached(middle) else (middle, high)
+    return high
+
+
+def _power(p: float, n: int, confidence: float, limit: float) -> float:
+    """Return the chance that n draws at truth `p` give a Clopper–Pearson interval that excludes `limit`."""
+    tail = _tail(confidence)
+    if p > limit:  # the interval excludes the limit for all k from the smallest with P(X >= k | limit) < tail
+        return float(stats.binom.sf(stats.binom.isf(tail, n, limit), n, p))
+    smallest_kept = stats.binom.ppf(tail, n, limit)
+    return float(stats.binom.cdf(smallest_kept - 1, n, p))
+
+
+# --- small helpers ----------------------------------------------------------------------------------------------------
+
+
+def _tail(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence should lie between 0 and 1, got {confidence}")
+    return (1 - confidence) / 2
+
+
+def _z(confidence: float) -> float:
+    return float(stats.norm.isf(_tail(confidence)))
+
+
+def _difference(first: Interval, second: Interval) -> Interval:
+    if first.value is None or second.value is None:
+        return Interval(None, -1.0, 1.0)
+    return _clip(mover([first, second], [1.0, -1.0]), -1.0, 1.0)
+
+
+def _clip(interval: Interval, lowest: float, highest: float) -> Interval:
+    value, low, high = (None if v is None else min(highest, max(lowest, v)) for v in interval)
+    return Interval(value, low, high)
+
+
+def _counts(k: ArrayLike, n: ArrayLike) -> tuple[Ints, Ints]:
+    successes, totals = np.asarray(k, dtype=np.int64), np.asarray(n, dtype=np.int64)
+    if successes.ndim != 1 or successes.shape != totals.shape:
+        raise ValueError(f"expected two lists of one length, got shapes {successes.shape} and {totals.shape}")
+    return successes, totals
+
+
+def _pair(y: ArrayLike, predicted: ArrayLike) -> tuple[Floats, Floats]:
+    a, b = np.asarray(y, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    if a.ndim != 1 or a.shape != b.shape:
+        raise ValueError(f"expected one prediction a sample, got shapes {a.shape} and {b.shape}")
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        raise ValueError("expected finite values: count samples with NaN or infinity apart")
+    return a, b

@@ -1,0 +1,336 @@
+"""What strings the parts together: a run from files to a saved result, the replay of its examples, and the demo."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+import audit
+from audit.checks import base
+from audit.config import Config, merge, parse_setting, read_toml, resolve
+from audit.data.base import Dataset, replace_bounds
+from audit.errors import InputError, UsageError
+from audit.model.wrapper import Model
+from audit.progress import Progress
+from audit.result import Result, make_folder, write_atomically
+from audit.runner import execute
+from audit.usercode import load_code
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Code = str | Callable[..., Any]
+
+
+def run(
+    model: Model | nn.Module | str | os.PathLike[str],
+    data: Dataset | str | os.PathLike[str] | Any = None,
+    *,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    policy: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    arch: Code | None = None,
+    arch_args: dict[str, Any] | list[Any] | None = None,
+    trust_model: bool = False,
+    expect_sha256: str | None = None,
+    reference: Any = None,
+    target: str | None = None,
+    inputs: Sequence[str] | None = None,
+    sensitive: Sequence[str] | None = None,
+    classes: str | os.PathLike[str] | Sequence[str] | None = None,
+    task: str | None = None,
+    output: str | None = None,
+    preprocess: Code | None = None,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+    bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    expect_accuracy: float | None = None,
+    checks: Sequence[str] | None = None,
+    skip: Sequence[str] | None = None,
+    profile: str | None = None,
+    samples: int | None = None,
+    norm: str | Sequence[str] | None = None,
+    eps: float | str | Sequence[float | str] | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    settings: Sequence[str] = (),
+    gate: bool | None = None,
+    save_samples: bool | None = None,
+    fresh: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+    debug: bool = False,
+) -> Result:
+    """Audit a network and return what was found; the keywords are the command line's options.
+
+    Parameters
+    ----------
+    model
+        A Model, a live ``torch.nn.Module``, or a model file.
+    data
+        A Dataset, a file or ``sklearn:NAME``, arrays in a dict, a DataFrame, a DataLoader or torch Dataset.
+    config
+        audit.toml, or the same as nested dicts. Keywords win over it.
+    policy
+        A file, or a dict, whose ``[policy]`` section holds the limits; it replaces the one in `config`.
+    out
+        Folder to write result.json, report.html, summary.md, artifacts and finished jobs to; nothing is written where None.
+    settings
+        ``section.key=value`` for options of checks.
+    progress
+        Where to say how far the run is; nowhere where None.
+
+    Raises
+    ------
+    AuditError
+        See `audit.errors` for the kinds and the exit codes that they stand for.
+
+    Examples
+    --------
+    >>> import torch, audit
+    >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+    >>> result = audit.run(net, "sklearn:digits", checks=["performance"], samples=50)
+    >>> result.verdict
+    'unjudged'
+    """
+    options = {
+        "model": {"task": task, "output": output, "mean": _plain(mean), "std": _plain(std), "expect_sha256": expect_sha256},
+        "data": {
+            "source": str(data) if isinstance(data, str | os.PathLike) else None,
+            "reference": str(reference) if isinstance(reference, str | os.PathLike) else None,
+            "target": target,
+            "inputs": _listed(inputs),
+            "sensitive": _listed(sensitive),
+            "classes": os.fspath(classes)
+            if isinstance(classes, os.PathLike)
+            else (classes if isinstance(classes, str) else _listed(classes)),
+            "bounds": None if bounds is None else [_plain(side) for side in bounds],
+            "expect_accuracy": expect_accuracy,
+        },
+        "run": {
+            "checks": _listed(checks),
+            "skip": _listed(skip),
+            "profile": profile,
+            "samples": samples,
+            "device": device,
+            "seed": seed,
+            "batch_size": batch_size,
+            "gate": gate,
+            "save_samples": save_samples,
+            "out": str(out) if out is not None else None,
+        },
+        "robustness": {"norm": norm, "eps": eps} if norm is not None or eps is not None else {},
+    }
+    resolved = configuration(config, policy, options, settings)
+    if resolved.data.source is None and data is None:
+        raise UsageError("no data was given: --data FILE, or source = … in [data]")
+    folder = make_folder(out) if out is not None else None
+    network = _model(model, resolved, arch, arch_args, trust_model)
+    samples_ = _data(data, reference, resolved, preprocess)
+    if network.bounds is not None and samples_.bounds is None:
+        samples_ = replace_bounds(samples_, network.bounds)
+    result = execute(network, samples_, resolved, out=folder, fresh=fresh, progress=progress, command=command, debug=debug)
+    # The reports are handed to `Result.save` when the name is first used through the package.
+    _ = audit.Result
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def configuration(
+    config: str | os.PathLike[str] | Mapping[str, Any] | None,
+    policy: str | os.PathLike[str] | Mapping[str, Any] | None,
+    options: Mapping[str, Any],
+    settings: Sequence[str],
+) -> Config:
+    """Merge file, policy, options and ``--set`` in that order, and validate what comes out."""
+    raw = _section_dict(config)
+    if policy is not None:
+        held = _section_dict(policy)
+        raw = {**raw, "policy": held.get("policy", {} if isinstance(policy, str | os.PathLike) else held)}
+    extra: dict[str, Any] = {}
+    for setting in settings:
+        section, key, value = parse_setting(setting)
+        extra.setdefault(section, {})[key] = value
+    return resolve(merge(raw, options, extra), list(base.registry()))
+
+
+def output_folder(config: str | os.PathLike[str] | None) -> Path:
+    """Return the folder that results go to where ``--out`` was not given: the configuration's, else audit-out."""
+    section = read_toml(config).get("run", {}) if config is not None else {}
+    return Path(str(section.get("out", "audit-out"))) if isinstance(section, dict) else Path("audit-out")
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What came of checking stored adversarial examples again: how many, and the ids of those that no longer hold."""
+
+    n: int
+    failed: list[int]
+
+
+def replay(result_dir: str | os.PathLike[str], model: Model | nn.Module, data: Dataset) -> Replay:
+    """Check each adversarial example that a run stored again: prediction wrong, in the box, in the radius.
+
+    Parameters
+    ----------
+    result_dir
+        Folder that ``audit run`` wrote.
+    model, data
+        The network and the data of that run.
+
+    Raises
+    ------
+    InputError
+        The folder holds no examples, or the data is not that of the run.
+    """
+    import torch
+
+    from audit.attacks.base import ThreatModel, verify
+    from audit.checks.robustness import Robustness, threat_model
+    from audit.config import validate
+
+    folder = Path(result_dir)
+    result = Result.load(folder)
+    check = result["robustness"]
+    if check.artifact is None or check.outcomes is None:
+        raise InputError(f"{folder} holds no adversarial examples: the run was made with --no-samples, or nothing was attacked")
+    network = model if isinstance(model, Model) else Model(model)
+    sampled = result.spec.config["run"]
+    if isinstance(sampled, dict) and sampled.get("samples"):
+        data = data.sample(int(str(sampled["samples"])), result.spec.seed)
+    if data.test.sha256() != check.outcomes.ids_sha256:
+        raise InputError("the data is not that of the run: ids, inputs or labels differ")
+    with np.load(folder / check.artifact, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    network.resolve(torch.from_numpy(data.test.x[:64]), data.test.y)
+    sections = result.spec.config["checks"]
+    written = sections.get("robustness", {}) if isinstance(sections, dict) else {}
+    options = validate(Robustness.Options, written if isinstance(written, dict) else {}, "robustness")
+    task = base.Task(network, data, options, seed=result.spec.seed)
+    failed: list[int] = []
+    for norm in np.unique(arrays["norm"]):
+        rows = np.flatnonzero(arrays["norm"] == norm)
+        positions = np.searchsorted(data.test.ids, arrays["ids"][rows])
+        x, clean_x_adv = data.tensor(positions), torch.from_numpy(arrays["x_adv"][rows])
+        threat: ThreatModel = threat_model(task, str(norm))
+        params = check.metric(f"robustness.{norm}.accuracy").params
+        y = network.predict(x) if network.task == "regression" else torch.from_numpy(data.test.y[positions])
+        moved = params.get("tolerance")
+        held = verify(network, x, y, clean_x_adv, threat, float(moved) if isinstance(moved, int | float) else 0.0)
+        failed += [int(i) for i in arrays["ids"][rows][~held.cpu().numpy()]]
+    return Replay(len(arrays["ids"]), sorted(failed))
+
+
+def demo(out: str | os.PathLike[str] = "audit-demo", *, progress: Progress | None = None) -> list[Result]:
+    """Train two small networks on data that ships with scikit-learn, save them as files, and audit each from its files.
+
+    Returns
+    -------
+    list of Result
+        Of the digits and of the diabetes network; each stands in a folder of its own under `out`.
+    """
+    from audit import demo_nets
+
+    folder = make_folder(out)
+    source = Path(demo_nets.__file__).read_bytes()
+    write_atomically(folder / "nets.py", source)
+    digits, diabetes = make_folder(folder / "digits"), make_folder(folder / "diabetes")
+    say = progress.say if progress is not None else (lambda _: None)
+    say("training a small network on scikit-learn's handwritten digits")
+    demo_nets.make_digits(digits)
+    say("training a small network on scikit-learn's diabetes table")
+    demo_nets.make_diabetes(diabetes)
+    shared: dict[str, Any] = {"progress": progress, "seed": 0}
+    runs: list[tuple[Path, dict[str, Any]]] = [
+        (
+            digits,
+            {
+                "arch": f"{folder}/nets.py:DigitsNet",
+                "data": f"{digits}/test.npz",
+                "reference": f"{digits}/train.npz",
+                "norm": ["linf", "l2"],
+            },
+        ),
+        (
+            diabetes,
+            {
+                "arch": f"{folder}/nets.py:TableNet",
+                "data": f"{diabetes}/test.csv",
+                "reference": f"{diabetes}/train.csv",
+                "target": "progression_above_median",
+                "sensitive": ["sex"],
+            },
+        ),
+    ]
+    results = []
+    for place, options in runs:
+        command = _command(place, options)
+        say(command)
+        results.append(run(place / "model.pt", out=place / "audit", command=command, **options, **shared))
+    return results
+
+
+def _command(place: Path, options: Mapping[str, Any]) -> str:
+    flags = " ".join(f"--{k} {','.join(v) if isinstance(v, list) else v}" for k, v in options.items())
+    return f"audit run {place}/model.pt {flags} --out {place}/audit"
+
+
+def _model(model: Any, config: Config, arch: Code | None, arch_args: Any, trust: bool) -> Model:
+    if isinstance(model, Model):
+        return model
+    section = config.model
+    options: dict[str, Any] = {
+        "task": section.task,
+        "output": section.output,
+        "mean": section.mean,
+        "std": section.std,
+        "device": config.run.device,
+        "batch_size": config.run.batch_size,
+    }
+    if isinstance(model, str | os.PathLike):
+        return Model.load(model, arch=arch, arch_args=arch_args, trust=trust, expect_sha256=section.expect_sha256, **options)
+    return Model(model, **options)
+
+
+def _data(data: Any, reference: Any, config: Config, preprocess: Code | None) -> Dataset:
+    section = config.data
+    if isinstance(data, Dataset):
+        loaded = data if reference is None else Dataset.load(data, reference=reference)
+        return replace_bounds(loaded, section.bounds) if section.bounds is not None else loaded
+    function = load_code(preprocess, "--preprocess").function if isinstance(preprocess, str) else preprocess
+    return Dataset.load(
+        section.source if section.source is not None else data,
+        reference=section.reference if section.reference is not None else reference,
+        target=section.target,
+        inputs=section.inputs,
+        sensitive=section.sensitive,
+        classes=section.classes,
+        preprocess=function,
+        bounds=section.bounds,
+    )
+
+
+def _section_dict(source: str | os.PathLike[str] | Mapping[str, Any] | None) -> dict[str, Any]:
+    if source is None:
+        return {}
+    return dict(source) if isinstance(source, Mapping) else read_toml(source)
+
+
+def _plain(values: ArrayLike | None) -> Any:
+    if values is None:
+        return None
+    return np.asarray(values, dtype=np.float64).reshape(-1).tolist() if np.ndim(values) else float(np.asarray(values))
+
+
+def _listed(values: Sequence[str] | None) -> list[str] | None:
+    if values is None:
+        return None
+    return [values] if isinstance(values, str) else [str(v) for v in values]
