@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import sys
@@ -17,7 +18,6 @@ from audit.errors import AuditError, UsageError
 app = typer.Typer(
     name="audit",
     help="Audit a trained neural network: can it be trusted, and how do we know?",
-    no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -30,7 +30,7 @@ def _version(value: bool) -> None:
     if value:
         from audit import __version__
 
-        typer.echo(f"audit {__version__}")
+        _write(f"audit {__version__}")
         raise typer.Exit
 
 
@@ -160,6 +160,7 @@ def demo(
     if not quiet:
         for name, result in zip(("digits", "diabetes"), results, strict=True):
             _say_result(result, out / name / "audit")
+    raise typer.Exit(max(result.exit_code for result in results))
 
 
 @app.command()
@@ -178,9 +179,10 @@ def render(
         raise UsageError(f"no format {to!r}; {closest(to, ['html', 'markdown'])}")
     text: str = import_module(f"audit.report.{to}").render(Result.load(result))
     if out is None:
-        sys.stdout.write(text)
+        sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]  # the bytes that the run wrote
+        _write(text, end="")
     else:
-        write_atomically(out, text.encode())
+        write_atomically(out, text.encode(errors="backslashreplace"))
 
 
 @app.command(name="list")
@@ -191,17 +193,23 @@ def list_(
     """List what there is: checks, attacks, metrics, or the JSON schema of result.json."""
     from audit import listing
 
-    typer.echo(listing.show(what, markdown=markdown))
+    _write(listing.show(what, markdown=markdown))
 
 
 def main() -> NoReturn:
     """Run the command line and end with the exit code that the outcome stands for."""
     debug = "--debug" in sys.argv
     signal.signal(signal.SIGTERM, _interrupt)
+    # An output that cannot hold a character must not turn a verdict into an internal error.
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    if len(sys.argv) == 1:
+        app(["--help"], standalone_mode=False)
+        sys.exit(2)  # not 0: a gate whose arguments got lost asked for nothing
     try:
         code = app(standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        print("audit: interrupted; finished jobs are kept: the same command goes on where it stopped", file=sys.stderr)
+        again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
+        print(f"audit: interrupted; finished jobs are kept: {again} goes on where it stopped", file=sys.stderr)
         sys.exit(130)
     except AuditError as error:
         _fail(error, str(error), error.exit_code, debug)
@@ -229,10 +237,17 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> NoRetur
 def _say_result(result: Any, out: Path) -> None:
     from audit.report.text import plain
 
-    print(f"{result.verdict}: {plain(result.sentence)}")
-    for check in result.checks:
-        print(f"  {check.id} ({check.status}): {plain(check.answer)}")
-    print(f"  report: {plain(str(out / 'report.html'))}")
+    lines = [f"{result.verdict}: {plain(result.sentence)}"]
+    lines += [f"  {check.id} ({check.status}): {plain(check.answer)}" for check in result.checks]
+    _write("\n".join([*lines, f"  report: {plain(str(out / 'report.html'))}"]))
+
+
+def _write(text: str, end: str = "\n") -> None:
+    """Print to standard output. Where its reader has gone, as ``head`` does, the exit code is still the verdict's."""
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _names(text: str | None) -> list[str] | None:

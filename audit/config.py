@@ -17,8 +17,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from audit.errors import UsageError, closest
+from audit.files import read_file
 
 PROFILES = ("quick", "standard", "thorough", "exhaustive")
+MAX_TOML = 2**20
+MAX_SETTING = 2**16
+MOST_NESTED = 12
+TOO_DEEP = f"its tables or lists are nested more than {MOST_NESTED} deep"
 CODE_OPTIONS = {"arch", "arch_args", "preprocess", "trust_model", "trust"}
 
 
@@ -117,14 +122,16 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     UsageError
         The file is missing or is not TOML.
     """
+    content = read_file(Path(path), "configuration", UsageError, MAX_TOML)
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"cannot read the configuration {path}: {error}") from None
-    try:
-        return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        values = tomllib.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise UsageError(f"{path} is not a configuration: {TOO_DEEP}") from None
+    except (tomllib.TOMLDecodeError, ValueError) as error:
         raise UsageError(f"{path} is not TOML: {error}") from None
+    if _depth(values) > MOST_NESTED:
+        raise UsageError(f"{path} is not a configuration: {TOO_DEEP}")
+    return values
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:
@@ -133,11 +140,30 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
     section, dot, key = name.strip().partition(".")
     if not equals or not dot or not section or not key:
         raise UsageError(f"--set needs section.key=value, got {text!r}; for instance --set robustness.steps=100")
+    if len(value) > MAX_SETTING:
+        raise UsageError(f"--set {section}.{key} has {len(value):,} characters; at most {MAX_SETTING:,} are read")
+    parsed: Any = value.strip()
     try:
-        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
-    except (tomllib.TOMLDecodeError, RecursionError):
-        parsed = value.strip()
+        held = tomllib.loads(f"value = {parsed}")
+    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
+        return section, key, parsed
+    # A line break in the value would make more keys of it: then it is text.
+    if list(held) == ["value"]:
+        parsed = held["value"]
+    if _depth(parsed) > MOST_NESTED:
+        raise UsageError(f"--set {section}.{key}: {TOO_DEEP}")
     return section, key, parsed
+
+
+def _depth(value: Any) -> int:
+    """Return how many tables and lists stand inside each other; without recursion, which is what a hostile file counts on."""
+    deepest, waiting = 0, [(value, 1)]
+    while waiting:
+        item, depth = waiting.pop()
+        deepest = max(deepest, depth)
+        if isinstance(item, dict | list):
+            waiting += [(below, depth + 1) for below in (item.values() if isinstance(item, dict) else item)]
+    return deepest
 
 
 def merge(*layers: Mapping[str, Any]) -> dict[str, Any]:

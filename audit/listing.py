@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 from audit.errors import UsageError, closest
+
+if TYPE_CHECKING:
+    from audit.checks.base import MetricDoc
 
 KINDS = ("checks", "attacks", "metrics", "schema")
 
@@ -47,23 +51,27 @@ def metrics_page() -> str:
         lines += [
             f"## `{doc.id}`",
             "",
-            f"{doc.definition[0].upper()}{doc.definition[1:]}.",
+            _sentence(doc.definition),
             "",
             f"- unit: {doc.unit}; range: {doc.range}; better: {doc.direction}",
             f"- what it is of the truth: {_kind(doc.kind)}",
             f"- interval: {doc.interval}",
-            f"- known bias: {doc.bias}",
+            f"- known bias: {doc.bias.rstrip('.')}",
             f"- source: {doc.source}",
             "",
         ]
-    return "\n".join(lines)
+    return "\n".join(lines[:-1])
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:].rstrip('.')}."
 
 
 def _kind(kind: str) -> str:
     return {"estimate": "an estimate", "upper": "an upper bound", "lower": "a lower bound"}[kind]
 
 
-def _docs() -> list:  # type: ignore[type-arg]
+def _docs() -> list[MetricDoc]:
     from audit.checks.base import registry
 
     return [doc for check in registry().values() for doc in check.metrics]

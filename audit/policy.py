@@ -12,9 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from audit import stats
-from audit.config import Limit, PolicySection
-from audit.errors import PolicyFailed
+from audit.config import Limit, PolicySection, validate
+from audit.errors import InputError, PolicyFailed, UsageError
 from audit.result import VERDICT_EXIT_CODES, CheckResult, Judgement, Metric, Result, VerdictWord
+
+Found = dict[str, list[tuple[Metric, CheckResult]]]
+
+ROUNDING = 1e-9  # two confidences that differ by less were meant to be equal
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,36 @@ def judge(policy: PolicySection, checks: Sequence[CheckResult], *, gate: bool, r
     required
         Ids of checks that must have run, whether or not a limit names them.
     """
-    found = {metric.id: (metric, check) for check in checks for metric in check.metrics}
-    alpha = (1 - policy.confidence) / 2
-    first = [_judge_one(limit, found, checks) for limit in policy.limit]
-    judgements = _correct_for_number(first, found, alpha)
+    found: Found = {}
+    for check in checks:
+        for metric in check.metrics:
+            found.setdefault(metric.id, []).append((metric, check))
+    first = [_judge_one(limit, found, checks, policy.confidence) for limit in policy.limit]
+    judgements = _correct_for_number(first, found, (1 - policy.confidence) / 2)
     word = _word(judgements, checks, required)
     exit_code = 4 if gate and word == "unjudged" else VERDICT_EXIT_CODES[word]
     return Verdict(word, _sentence(word, judgements, checks, required), exit_code, judgements)
+
+
+def judge_again(result: Result) -> Verdict:
+    """Judge a stored result by the policy that it holds: a verdict that was edited by hand does not survive it.
+
+    Raises
+    ------
+    InputError
+        The configuration that the result holds is not one.
+    """
+    config = result.spec.config
+    run = config.get("run", {})
+    if not isinstance(run, dict):
+        raise InputError("the result's configuration should hold a section [run], so that its verdict can be recomputed")
+    asked = run.get("checks")
+    try:
+        policy: PolicySection = validate(PolicySection, config.get("policy", {}), "policy")  # type: ignore[arg-type]
+    except UsageError as error:
+        raise InputError(f"the result's policy cannot be read: {error}") from None
+    required = [str(check_id) for check_id in asked] if isinstance(asked, list) else []
+    return judge(policy, result.checks, gate=run.get("gate") is True, required=required)
 
 
 def require(result: Result) -> None:
@@ -57,7 +84,7 @@ def require(result: Result) -> None:
     lines = [f"audit: {result.verdict}: {result.sentence}"]
     for judgement in result.policy:
         if judgement.outcome != "pass":
-            lines.append(f"  {judgement.outcome}: {describe(judgement)}")
+            lines.append(f"  {judgement.outcome}{'' if judgement.required else ' (not required)'}: {describe(judgement)}")
     for check in result.checks:
         if check.status in ("error", "incomplete") and check.reason:
             lines.append(f"  {check.id} is {check.status}: {check.reason}")
@@ -71,54 +98,84 @@ def describe(judgement: Judgement) -> str:
     return f"{judgement.metric} should be {side} {limit:g}; {bound}{'; ' + judgement.reason if judgement.reason else ''}"
 
 
-def _judge_one(limit: Limit, found: dict[str, tuple[Metric, CheckResult]], checks: Sequence[CheckResult]) -> Judgement:
+def _judge_one(limit: Limit, found: Found, checks: Sequence[CheckResult], confidence: float) -> Judgement:
     base = Judgement(metric=limit.metric, min=limit.min, max=limit.max, required=limit.required, outcome="incomplete")
-    if limit.metric not in found:
-        return base.model_copy(update={"reason": _why_missing(limit.metric, checks)})
-    metric, check = found[limit.metric]
-    if metric.value is None or metric.low is None or metric.high is None:
-        return base.model_copy(update={"reason": metric.detail or "the metric has no value or no interval"})
-    side: stats.Side = "min" if limit.min is not None else "max"
-    threshold = limit.min if limit.min is not None else limit.max
-    assert threshold is not None  # noqa: S101  (the config holds exactly one of them)
+    measured = found.get(limit.metric, [])
+    if len(measured) != 1:
+        owners = " and ".join(check.id for _, check in measured)
+        reason = f"{owners} both measured it: which one counts?" if measured else _why_missing(limit.metric, checks)
+        return base.model_copy(update={"reason": reason})
+    metric, check = measured[0]
+    if metric.value is None or metric.low is None or metric.high is None or metric.n == 0:
+        return base.model_copy(update={"reason": metric.detail or "the metric has no value, no interval or no samples"})
+    side, threshold = _asked(limit)
     bound, best = (metric.low, metric.high) if side == "min" else (metric.high, metric.low)
     clears = bound >= threshold if side == "min" else bound <= threshold
     beyond = best < threshold if side == "min" else best > threshold
+    weak = _weakness(check)
+    if beyond and check.status in ("measured", "incomplete") and metric.kind == {"min": "upper", "max": "lower"}[side]:
+        weak = None  # better evidence could only make it worse
     p_fail = stats.p_beyond(metric.method, metric.value, metric.n, metric.low, metric.high, metric.confidence, threshold, side)
     update: dict[str, object] = {"bound": bound, "p_fail": p_fail}
-    one_way = metric.kind == {"min": "upper", "max": "lower"}[side]
-    if check.status != "measured" and not (beyond and one_way):
-        update["reason"] = f"the check {check.id} is {check.status}: {check.reason or 'no reason given'}"
-    elif clears:
-        update["outcome"] = "pass"
+    if weak is not None:
+        update["reason"] = weak
     elif beyond:
         update["outcome"] = "fail"
+    elif metric.confidence < confidence - ROUNDING:
+        update["reason"] = f"its interval has a confidence of {metric.confidence:g}, but the policy asks for {confidence:g}"
+    elif clears:
+        update["outcome"] = "pass"
     else:
         update["reason"] = (
             f"the limit lies inside the interval {metric.low:.4g} to {metric.high:.4g}: more samples, planned before they are "
             "looked at, would decide it; adding samples until it passes is not a test"
         )
-        update["plan_for"] = stats.plan_size(
-            metric.method, metric.value, metric.n, metric.low, metric.high, metric.confidence, threshold
-        )
+        update["plan_for"] = _plan(metric, threshold)
     return base.model_copy(update=update)
 
 
-def _correct_for_number(
-    judgements: list[Judgement], found: dict[str, tuple[Metric, CheckResult]], alpha: float
-) -> list[Judgement]:
-    """Turn a fail that does not survive Holm's correction over all limits with a p-value into incomplete."""
-    with_p = [i for i, j in enumerate(judgements) if j.p_fail is not None]
-    adjusted = stats.holm([judgements[i].p_fail or 0.0 for i in with_p])
+def _asked(limit: Limit) -> tuple[stats.Side, float]:
+    if limit.min is not None and limit.max is None:
+        return "min", limit.min
+    if limit.max is not None and limit.min is None:
+        return "max", limit.max
+    raise UsageError(
+        f"the limit on {limit.metric!r} should have either min or max, got {'both' if limit.min is not None else 'neither'}"
+    )
+
+
+def _weakness(check: CheckResult) -> str | None:
+    """Return why nothing that a check measured may be believed, or None."""
+    if check.status != "measured":
+        return f"the check {check.id} is {check.status}: {check.reason or 'no reason given'}"
+    # A check may say that it was measured while its own evidence says otherwise: the evidence is believed.
+    failed = [evidence.id for evidence in check.evidence if not evidence.ok]
+    return f"the evidence is not ok: {_few(failed)}" if failed else None
+
+
+def _plan(metric: Metric, threshold: float) -> int | None:
+    return stats.plan_size(metric.method, metric.value, metric.n, metric.low, metric.high, metric.confidence, threshold)
+
+
+def _correct_for_number(judgements: list[Judgement], found: Found, alpha: float) -> list[Judgement]:
+    """Turn a fail that does not survive Holm's correction over the limits with a p-value into incomplete.
+
+    A required limit is corrected for the required ones alone, so that one that is not required never moves the verdict; one
+    that is not required is corrected for all.
+    """
     out = list(judgements)
-    for i, p in zip(with_p, adjusted, strict=True):
-        if out[i].outcome == "fail" and p is not None and p > alpha:
-            reason = f"beyond the limit on its own, but not among {len(with_p)} limits (Holm: {p:.3g} > {alpha:.3g})"
-            metric = found[out[i].metric][0]
-            threshold = out[i].min if out[i].min is not None else out[i].max
-            assert metric.value is not None and metric.low is not None and metric.high is not None and threshold is not None  # noqa: S101, PT018
-            size = stats.plan_size(metric.method, metric.value, metric.n, metric.low, metric.high, metric.confidence, threshold)
-            out[i] = out[i].model_copy(update={"outcome": "incomplete", "reason": reason, "plan_for": size})
+    for required in (True, False):
+        family = [i for i, j in enumerate(judgements) if j.p_fail is not None and (j.required or not required)]
+        adjusted = stats.holm([judgements[i].p_fail or 0.0 for i in family])
+        for i, p in zip(family, adjusted, strict=True):
+            judgement = judgements[i]
+            if judgement.required != required or judgement.outcome != "fail" or p <= alpha * (1 + ROUNDING):
+                continue
+            threshold = judgement.min if judgement.min is not None else judgement.max
+            assert threshold is not None  # noqa: S101  (a judgement holds exactly one of them)
+            reason = f"beyond the limit on its own, but not among {len(family)} limits (Holm: {p:.3g} > {alpha:.3g})"
+            size = _plan(found[judgement.metric][0][0], threshold)
+            out[i] = judgement.model_copy(update={"outcome": "incomplete", "reason": reason, "plan_for": size})
     return out
 
 
@@ -126,17 +183,20 @@ def _word(judgements: Sequence[Judgement], checks: Sequence[CheckResult], requir
     binding = [j.outcome for j in judgements if j.required]
     if "fail" in binding:
         return "fail"
-    if _not_run(checks, required) or "incomplete" in binding:
+    if _not_run(checks, required) or not _any_measured(checks) or "incomplete" in binding:
         return "incomplete"
     return "pass" if binding else "unjudged"
 
 
+def _any_measured(checks: Sequence[CheckResult]) -> bool:
+    return any(check.status in ("measured", "incomplete") for check in checks)
+
+
 def _not_run(checks: Sequence[CheckResult], required: Sequence[str]) -> list[str]:
     """Ids of the checks that ended in error, and of those asked for by name that did not apply or are missing."""
-    status = {check.id: check.status for check in checks}
-    failed = [check_id for check_id, word in status.items() if word == "error"]
-    absent = [check_id for check_id in required if status.get(check_id, "not_applicable") == "not_applicable"]
-    return failed + absent
+    failed = [check.id for check in checks if check.status == "error"]
+    applied = {check.id for check in checks if check.status != "not_applicable"}
+    return failed + [check_id for check_id in required if check_id not in applied]
 
 
 def _why_missing(metric: str, checks: Sequence[CheckResult]) -> str:
@@ -153,22 +213,32 @@ def _sentence(
     word: VerdictWord, judgements: Sequence[Judgement], checks: Sequence[CheckResult], required: Sequence[str]
 ) -> str:
     binding = [j for j in judgements if j.required]
-    not_run = _not_run(checks, required)
-    unsound = [check.id for check in checks if check.status == "incomplete"]
     if word == "fail":
         names = [j.metric for j in binding if j.outcome == "fail"]
         return f"{_count(len(names), 'limit')} of {len(binding)} failed: {_few(names)}."
     if word == "incomplete":
-        names = [j.metric for j in binding if j.outcome == "incomplete"]
-        parts = [f"{_count(len(names), 'limit')} of {len(binding)} could not be decided: {_few(names)}"] if names else []
-        if not_run:
-            parts.append(f"{_count(len(not_run), 'check')} did not run: {_few(not_run)}")
-        return "The evidence is too weak for a verdict. " + "; ".join(parts) + "."
+        return f"The evidence is too weak for a verdict. {'; '.join(_gaps(binding, checks, required))}."
+    unsound = [check.id for check in checks if check.status == "incomplete"]
+    ending = f"; weak evidence in {_few(unsound)}" if unsound else ""
+    missed = [j.metric for j in judgements if not j.required and j.outcome != "pass"]
+    ending += f"; not required, and not cleared: {_few(missed)}" if missed else ""
     if word == "pass":
         subject = "The limit is" if len(binding) == 1 else f"All {len(binding)} limits are"
-        return f"{subject} cleared by the confidence bound of what was measured."
-    ending = f"; weak evidence in {_few(unsound)}" if unsound else ""
-    return f"No limits were set, so nothing was judged: these are figures and findings, and no good news{ending}."
+        return f"{subject} cleared by the confidence bound of what was measured{ending}."
+    none = "No limit is required" if judgements else "No limits were set"
+    return f"{none}, so nothing was judged: these are figures and findings, and no good news{ending}."
+
+
+def _gaps(binding: Sequence[Judgement], checks: Sequence[CheckResult], required: Sequence[str]) -> list[str]:
+    """Say what keeps the verdict from being given: undecided limits, checks that did not run, nothing measured at all."""
+    undecided = [j.metric for j in binding if j.outcome == "incomplete"]
+    not_run = _not_run(checks, required)
+    gaps = [f"{_count(len(undecided), 'limit')} of {len(binding)} could not be decided: {_few(undecided)}"] if undecided else []
+    if not_run:
+        gaps.append(f"{_count(len(not_run), 'check')} did not run: {_few(not_run)}")
+    if not _any_measured(checks):
+        gaps.append("no check measured anything")
+    return gaps
 
 
 def _count(n: int, noun: str) -> str:

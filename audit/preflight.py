@@ -8,6 +8,7 @@ import torch
 from audit import stats
 from audit.data.base import Dataset
 from audit.errors import DataError, IncompleteError, ModelError
+from audit.model.batching import is_out_of_memory
 from audit.model.wrapper import Model
 
 LOOK_AT = 64
@@ -25,7 +26,7 @@ def preflight(model: Model, data: Dataset) -> None:
     """
     x = torch.from_numpy(np.ascontiguousarray(data.test.x[:LOOK_AT]))
     try:
-        model.resolve(x, data.test.y)
+        x = _resolve(model, x, data)
     except ModelError as error:
         raise _with_columns(error, data) from error
     with model.session(), torch.no_grad():
@@ -39,6 +40,19 @@ def preflight(model: Model, data: Dataset) -> None:
         _labels_fit(model, data)
     elif out.numel() != len(x):
         raise ModelError(f"a regression network should return one number a sample, got shape {tuple(out.shape)}")
+
+
+def _resolve(model: Model, x: torch.Tensor, data: Dataset) -> torch.Tensor:
+    """Have the model tell what it returns; return the samples that fitted into memory at once."""
+    while True:
+        try:
+            model.resolve(x, data.test.y)
+        except (RuntimeError, ModelError) as error:
+            if not is_out_of_memory(error.__cause__ or error) or len(x) == 1:
+                raise
+            x = x[: len(x) // 2]
+        else:
+            return x
 
 
 def expect_accuracy(correct: int, n: int, expected: float, confidence: float) -> None:

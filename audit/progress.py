@@ -54,6 +54,7 @@ class Progress:
     def plan(self, passes: float) -> None:
         """State the expected passes of the whole run."""
         self.total, self.started = passes, time.monotonic()
+        self.done = self.reused = 0.0  # one Progress serves several runs, as in the demo
         if self._bar is not None:
             self._bar.update(self._task, total=max(passes, 1.0))
 

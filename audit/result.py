@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from audit.errors import InputError, OutputError
 
@@ -54,6 +54,13 @@ class Metric(Record):
     unit: str = "fraction"
     params: dict[str, JsonValue] = Field(default_factory=dict)
     detail: str = ""
+
+    @model_validator(mode="after")
+    def _interval_is_one(self) -> Metric:
+        # An interval that is turned round would clear every limit.
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"the interval of {self.id} should run from low to high, got {self.low:g} to {self.high:g}")
+        return self
 
 
 class Evidence(Record):
@@ -141,8 +148,21 @@ class OutcomeTable(BaseModel):
         return sorted(self.__pydantic_extra__)
 
     def bits(self, name: str) -> NDArray[np.bool_]:
-        """Return one outcome as a boolean array of shape (n,), in the order of sample ids."""
-        packed = np.frombuffer(base64.b64decode(self.__pydantic_extra__[name], validate=True), dtype=np.uint8)
+        """Return one outcome as a boolean array of shape (n,), in the order of sample ids.
+
+        Raises
+        ------
+        KeyError
+            There is no such outcome.
+        InputError
+            What the file holds are not the packed bits of n samples.
+        """
+        if name not in self.__pydantic_extra__:
+            raise KeyError(f"no outcome {name!r} in this table; it has {self.names()}")
+        try:
+            packed = np.frombuffer(base64.b64decode(self.__pydantic_extra__[name], validate=True), dtype=np.uint8)
+        except ValueError:
+            raise InputError(f"outcome {name!r} should be packed bits in base64, but is not") from None
         if packed.size != (self.n + 7) // 8:
             raise InputError(f"outcome {name!r} should pack {self.n} bits, but holds {packed.size} bytes")
         return np.unpackbits(packed, count=self.n).astype(np.bool_)
@@ -186,6 +206,12 @@ class Judgement(Record):
     required: bool = True
     reason: str = ""
     plan_for: int | None = None
+
+    @model_validator(mode="after")
+    def _one_side(self) -> Judgement:
+        if (self.min is None) == (self.max is None):
+            raise ValueError(f"the limit on {self.metric} should have either min or max")
+        return self
 
 
 class Spec(Record):
@@ -275,11 +301,15 @@ class Result(Record):
             The text is not JSON, or not a result of this schema version.
         """
         try:
-            return cls.model_validate_json(text)
+            # Not pydantic's own JSON parser: it lets NaN and infinity through where any JSON value may stand.
+            return cls.model_validate(json.loads(text))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the whole file"
-            raise InputError(f"{source} is not a result of schema version {SCHEMA_VERSION}: {where}: {first['msg']}") from None
+            problem = f"{where}: {first['msg']}"
+        except (ValueError, RecursionError) as error:
+            problem = f"it is not JSON: {error}"
+        raise InputError(f"{source} is not a result of schema version {SCHEMA_VERSION}: {problem}")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Result:
@@ -302,9 +332,10 @@ class Result(Record):
             The folder cannot be made or written.
         """
         folder = make_folder(out)
-        write_atomically(folder / "result.json", self.to_json().encode())
+        # A file name need not be valid Unicode; a lone surrogate is then written as the escape that JSON reads back.
+        write_atomically(folder / "result.json", self.to_json().encode(errors="backslashreplace"))
         for name, render in _renderers.items():
-            write_atomically(folder / name, render(self).encode())
+            write_atomically(folder / name, render(self).encode(errors="backslashreplace"))
         return folder
 
     def _repr_html_(self) -> str:

@@ -7,16 +7,21 @@ their arrays are merged in the order of sample ids. A finished job is stored at 
 from __future__ import annotations
 
 import base64
+import hashlib
+import inspect
 import io
+import math
 import platform
+import re
 import subprocess
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +30,10 @@ from pydantic import JsonValue
 
 from audit.cache import Cache, FinishedJob, run_key
 from audit.checks import base
-from audit.checks.base import Arrays, Block, Check, Found, Merged, Stage, Task
+from audit.checks.base import Arrays, Block, Check, Merged, Stage, Task
 from audit.config import Config, Limit, validate
-from audit.data.base import Dataset
-from audit.errors import AuditError, UsageError, closest
+from audit.data.base import Dataset, Part
+from audit.errors import AuditError, OutputError, UsageError, closest
 from audit.model.wrapper import Model
 from audit.policy import judge
 from audit.preflight import expect_accuracy, preflight
@@ -48,16 +53,20 @@ from audit.result import (
 
 BLOCK = 512  # samples a job: a multiple of the 64 that share a noise generator, and small enough to lose little when killed
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
+POSITIONS = "__positions__"
+RESERVED = ("model", "data", "run", "policy")  # sections of audit.toml, so no names for checks
+STAGE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # it names files
 
 
 @dataclass
 class Planned:
-    """One check in the plan: its task and stages, or the reason why it is not applicable."""
+    """One check in the plan: its task and stages, or the reason why it is not applicable or could not be planned."""
 
     check: Check
     task: Task
     stages: list[Stage] = field(default_factory=list)
     not_applicable: str | None = None
+    error: str | None = None
 
 
 @dataclass(frozen=True)
@@ -111,14 +120,14 @@ def execute(
         data = data.sample(config.run.samples, config.run.seed)
     with model.session():
         preflight(model, data)
-        plan = make_plan(model, data, config)
         check_limits(config.policy.limit)
+        plan = make_plan(model, data, config, debug=debug)
         cache = Cache(out, _key(model, data, config), fresh=fresh)
         progress.plan(plan.passes(data))
         run = _Run(model, data, config, plan, cache, progress, debug)
-        results = run.collect()
-        if out is not None and config.run.save_samples:
-            results = [_write_artifact(out, p, r, run.found) for p, r in zip(plan.planned, results, strict=True)]
+        results = run.collect(out if config.run.save_samples else None)
+    if out is not None:
+        _drop_stale_artifacts(out, results)
     verdict = judge(config.policy, results, gate=config.run.gate, required=config.run.checks or ())
     return Result(
         verdict=verdict.word,
@@ -134,11 +143,14 @@ def execute(
     )
 
 
-def make_plan(model: Model, data: Dataset, config: Config) -> Plan:
+def make_plan(model: Model, data: Dataset, config: Config, *, debug: bool = False) -> Plan:
     """Decide which checks run, with which stages, in which order."""
+    registry, chosen = base.registry(), chosen_checks(config)
+    for check_id, values in config.checks.items():
+        validate(registry[check_id].Options, values, check_id)  # those of checks that do not run this time, too
     planned = []
-    for check_id in chosen_checks(config):
-        check = base.get(check_id)()
+    for check_id in chosen:
+        check = registry[check_id]()
         options = validate(check.Options, config.checks.get(check_id, {}), check_id)
         task = Task(
             model=model,
@@ -150,20 +162,49 @@ def make_plan(model: Model, data: Dataset, config: Config) -> Plan:
             stated=config.stated(),
             keep_samples=config.run.save_samples,
         )
-        reason = check.not_applicable(task)
-        if reason is None:
-            check.preflight(task)
-        planned.append(Planned(check, task, [] if reason else check.stages(task), reason))
+        planned.append(_plan_one(check, task, debug))
     unique: dict[str, Stage] = {}
+    if config.data.expect_accuracy is not None:
+        # What was stated is held against what is measured before any long work, and where no check asks for it, too.
+        if model.task != "classification":
+            raise UsageError("--expect-accuracy is for classification, but the network is a regression network")
+        unique["predictions.test"] = base.predictions(planned[0].task)
     for item in planned:
         for stage in item.stages:
             unique.setdefault(stage.id, stage)
     return Plan(planned, _in_order(unique))
 
 
+def _plan_one(check: Check, task: Task, debug: bool) -> Planned:
+    """Let a check list its work. A fault in the user's options ends the audit; a fault in the check ends the check."""
+    try:
+        reason = check.not_applicable(task)
+        if reason is not None:
+            return Planned(check, task, not_applicable=reason)
+        check.preflight(task)
+        stages = list(check.stages(task))
+        _check_stages(stages)
+    except AuditError:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        return Planned(check, task, error=_describe(error))
+    return Planned(check, task, stages)
+
+
+def _check_stages(stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        if not STAGE_ID.fullmatch(stage.id):
+            raise ValueError(f"a stage's id names files: letters, digits, '.', '_' and '-'; got {stage.id!r}")
+
+
 def chosen_checks(config: Config) -> list[str]:
     """Return the ids of the checks to run: those asked for, else all, less those to skip."""
     known = list(base.registry())
+    for check_id in known:
+        if not re.fullmatch("[a-z0-9_]+", check_id) or check_id in RESERVED:
+            raise UsageError(f"a check's id should be of [a-z0-9_] and none of {', '.join(RESERVED)}; got {check_id!r}")
     for check_id in (*(config.run.checks or ()), *config.run.skip):
         if check_id not in known:
             raise UsageError(f"no check {check_id!r}; {closest(check_id, known)}")
@@ -175,11 +216,25 @@ def chosen_checks(config: Config) -> list[str]:
 
 
 def check_limits(limits: Sequence[Limit]) -> None:
-    """Raise a UsageError for a limit on a metric that no check could ever measure."""
-    patterns = [doc.id for check in base.registry().values() for doc in check.metrics]
+    """Raise a UsageError for a limit that no check could ever measure, or that says nothing."""
+    docs = [doc for check in base.registry().values() for doc in check.metrics]
     for limit in limits:
-        if not any(_matches(limit.metric, pattern) for pattern in patterns):
-            raise UsageError(f"no check measures {limit.metric!r}; {closest(limit.metric, patterns)}; see audit list metrics")
+        doc = next((doc for doc in docs if _matches(limit.metric, doc.id)), None)
+        if doc is None:
+            near = closest(limit.metric, [doc.id for doc in docs])
+            raise UsageError(f"no check measures {limit.metric!r}; {near}; see audit list metrics")
+        if (limit.min is None) == (limit.max is None):
+            raise UsageError(f"the limit on {limit.metric!r} should have either min or max")
+        if doc.range == "0 to 1":
+            _check_fraction(limit)
+
+
+def _check_fraction(limit: Limit) -> None:
+    """Refuse a limit that every network keeps, or none: 40 where 0.4 was meant must not become a gate that is always green."""
+    if limit.min is not None and not 0 < limit.min <= 1:
+        raise UsageError(f"{limit.metric} lies between 0 and 1, so min should be above 0 and at most 1, got {limit.min:g}")
+    if limit.max is not None and not 0 <= limit.max < 1:
+        raise UsageError(f"{limit.metric} lies between 0 and 1, so max should be at least 0 and below 1, got {limit.max:g}")
 
 
 def _matches(metric: str, pattern: str) -> bool:
@@ -214,71 +269,107 @@ class _Run:
         self.cost: dict[str, Passes] = {}
         self.failed: dict[str, str] = {}
 
-    def collect(self) -> list[CheckResult]:
-        """Run all stages, then let each check conclude."""
+    def collect(self, artifacts: Path | None = None) -> list[CheckResult]:
+        """Run all stages, then let each check conclude; its arrays go into folder `artifacts`, where there is one."""
         for stage in self.plan.stages:
-            blocking = next((a for a in stage.after if a in self.failed), None)
-            if blocking is not None:
-                self.failed[stage.id] = self.failed[blocking]
-                continue
-            try:
-                self.found[stage.id] = self._run_stage(stage)
-            except AuditError as error:
-                self.failed[stage.id] = str(error)
-            except Exception as error:
-                if self.debug:
-                    raise
-                self.failed[stage.id] = _describe(error)
+            self._try_stage(stage)
             if stage.id == "predictions.test" and stage.id in self.found:
                 self._hold_against_stated()
         owners: dict[str, str] = {}
-        return [self._conclude(item, owners) for item in self.plan.planned]
+        taken: dict[str, str] = {}
+        results = []
+        for item in self.plan.planned:
+            mark = self._mark()
+            result = self._conclude(item, taken)
+            if artifacts is not None and result.status in ("measured", "incomplete"):
+                result = self._write_artifact(artifacts, item, result)
+            results.append(result.model_copy(update={"cost": self._bill(item, self._since(mark), owners)}))
+        return results
+
+    def _try_stage(self, stage: Stage) -> None:
+        self.cost[stage.id] = Passes()
+        blocking = next((a for a in stage.after if a in self.failed), None)
+        if blocking is not None:
+            self.failed[stage.id] = self.failed[blocking]
+            return
+        try:
+            self.found[stage.id] = self._run_stage(stage)
+        except OutputError:
+            raise  # nothing can be stored, so that going on would only lose more
+        except AuditError as error:
+            self.failed[stage.id] = str(error)
+        except Exception as error:
+            if self.debug:
+                raise
+            self.failed[stage.id] = _describe(error)
 
     def _hold_against_stated(self) -> None:
         """Stop where the clean accuracy is not the one that the user stated."""
         expected = self.config.data.expect_accuracy
         if expected is None:
             return
-        if self.model.task != "classification":
-            raise UsageError("--expect-accuracy is for classification, but the network is a regression network")
         logits = self.found["predictions.test"]["logits"]
         right = (logits.argmax(axis=1) == self.data.test.y) & np.isfinite(logits).all(axis=1)
         expect_accuracy(int(right.sum()), len(right), expected, self.config.policy.confidence)
 
     def _run_stage(self, stage: Stage) -> Merged:
         size = _size(self.data, stage.part)
-        positions = np.arange(size) if stage.select is None else np.asarray(stage.select(self.found), dtype=np.int64)
-        self.cost[stage.id] = Passes()
-        done: list[Arrays] = []
-        for start in range(0, max(len(positions), 1), BLOCK):
-            here = positions[start : start + BLOCK]
-            job = self._job(stage, start, here)
-            self.cost[stage.id] += job.cost
-            done.append(job.arrays)
+        positions = np.arange(size) if stage.select is None else _as_positions(stage.select(self.found), size)
+        done = [self._job(stage, start, positions[start : start + BLOCK]) for start in range(0, len(positions), BLOCK)]
         # A stage that runs on few of the samples was planned on all of them: what was planned is what counts as done.
         rest = stage.passes * (size - len(positions))
         self.progress.advance(stage.id, rest, reused=True)
+        if not done:
+            return Merged(positions, self._no_rows(stage))
+        if any(part.keys() != done[0].keys() for part in done):
+            raise ValueError(f"the job of stage {stage.id} returned other arrays for one block than for another")
         return Merged(positions, {name: np.concatenate([part[name] for part in done]) for name in done[0]})
 
-    def _job(self, stage: Stage, start: int, positions: NDArray[np.int64]) -> FinishedJob:
+    def _job(self, stage: Stage, start: int, positions: NDArray[np.int64]) -> Arrays:
         keep = self.config.run.save_samples or not stage.holds_inputs
         stored = self.cache.get(stage.id, start) if keep else None
-        if stored is not None and all(len(a) == len(positions) for a in stored.arrays.values()):
+        if stored is not None and _is_of(stored, positions):
+            self.cost[stage.id] += stored.cost
             self.progress.advance(stage.id, stage.passes * len(positions), reused=True)
-            return stored
-        block = self._block(stage.part, positions)
-        forwards, backwards, clock = self.model.forwards, self.model.backwards, time.monotonic()
-        arrays = stage.job(block)
-        cost = Passes(
-            forwards=self.model.forwards - forwards,
-            backwards=self.model.backwards - backwards,
-            seconds=round(time.monotonic() - clock, 4),
-        )
-        job = FinishedJob(arrays, cost)
-        if keep:
-            self.cache.put(stage.id, start, job)
+            return {name: array for name, array in stored.arrays.items() if name != POSITIONS}
+        arrays, cost = self._work(stage, positions)
+        if keep and (self.config.run.save_samples or not self._looks_like_inputs(arrays)):
+            self.cache.put(stage.id, start, FinishedJob({**arrays, POSITIONS: positions}, cost))
         self.progress.advance(stage.id, stage.passes * len(positions))
-        return job
+        return arrays
+
+    def _work(self, stage: Stage, positions: NDArray[np.int64]) -> tuple[Arrays, Passes]:
+        block, mark = self._block(stage.part, positions), self._mark()
+        try:
+            arrays = stage.job(block)
+        finally:
+            cost = self._since(mark)
+            self.cost[stage.id] += cost  # of a job that failed, too
+        return _checked_arrays(arrays, stage, len(positions)), cost
+
+    def _no_rows(self, stage: Stage) -> Arrays:
+        """Return a stage's arrays where no sample was selected: names and types, without rows."""
+        try:
+            return self._work(stage, np.arange(0))[0]
+        except Exception:
+            # Many networks cannot take a batch of none (`x.view(len(x), -1)`): what one sample gives has the same types.
+            arrays, _ = self._work(stage, np.arange(1))
+            return {name: array[:0] for name, array in arrays.items()}
+
+    def _looks_like_inputs(self, arrays: Arrays) -> bool:
+        """Tell whether an array has the shape of inputs: where none may be written, a stage need not have said so."""
+        shape = self.data.test.x.shape[1:]
+        return any(array.shape[1:] == shape and array.dtype.kind != "b" for array in arrays.values())
+
+    def _mark(self) -> tuple[int, int, float]:
+        return self.model.forwards, self.model.backwards, time.monotonic()
+
+    def _since(self, mark: tuple[int, int, float]) -> Passes:
+        return Passes(
+            forwards=self.model.forwards - mark[0],
+            backwards=self.model.backwards - mark[1],
+            seconds=round(time.monotonic() - mark[2], 4),
+        )
 
     def _block(self, part_name: str, positions: NDArray[np.int64]) -> Block:
         part = self.data.test if part_name == "test" else self.data.reference
@@ -292,27 +383,98 @@ class _Run:
             earlier=self.found,
         )
 
-    def _conclude(self, item: Planned, owners: dict[str, str]) -> CheckResult:
+    def _conclude(self, item: Planned, taken: dict[str, str]) -> CheckResult:
+        """Let a check draw its conclusion; `taken` says which check measured which metric so far."""
         check = item.check
         if item.not_applicable is not None:
             return _plain(check, "not_applicable", item.not_applicable)
-        broken = [self.failed[stage.id] for stage in item.stages if stage.id in self.failed]
+        broken = [item.error] if item.error else [self.failed[s.id] for s in item.stages if s.id in self.failed]
         if broken:
             return _plain(check, "error", broken[0])
         try:
-            result = check.conclude(item.task, self.found)
+            result = _honest(check, check.conclude(item.task, self.found))
+            _claim(result, taken)
         except Exception as error:
             if self.debug:
                 raise
             return _plain(check, "error", _describe(error))
-        parts: dict[str, Passes] = {}
+        return result
+
+    def _write_artifact(self, out: Path, item: Planned, result: CheckResult) -> CheckResult:
+        try:
+            arrays = item.check.artifact(item.task, self.found)
+            if arrays is None:
+                return result
+            buffer = io.BytesIO()
+            np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        except Exception as error:
+            if self.debug:
+                raise
+            reasons = [result.reason] if result.reason else []
+            reason = "; ".join([*reasons, f"its examples could not be collected: {_describe(error)}"])
+            return result.model_copy(update={"status": "incomplete", "reason": reason})
+        folder = make_folder(out / "artifacts")
+        write_atomically(folder / f"{result.id}.npz", buffer.getvalue())
+        return result.model_copy(update={"artifact": f"artifacts/{result.id}.npz"})
+
+    def _bill(self, item: Planned, concluding: Passes, owners: dict[str, str]) -> Cost:
+        """Add up what a check cost. A stage that several checks share is paid by the first of them."""
+        check, parts = item.check, dict[str, Passes]()
         for stage in item.stages:
-            # A stage that several checks share is paid by the first of them.
             if owners.setdefault(stage.id, check.id) == check.id:
                 parts[stage.cost_of] = parts.get(stage.cost_of, Passes()) + self.cost[stage.id]
+        if concluding.forwards or concluding.backwards:
+            parts[f"{check.id}.conclusion"] = concluding
+        parts = {name: part.model_copy(update={"seconds": round(part.seconds, 4)}) for name, part in parts.items()}
         total = sum(parts.values(), Passes())
-        cost = Cost(forwards=total.forwards, backwards=total.backwards, seconds=total.seconds, parts=parts)
-        return result.model_copy(update={"cost": cost})
+        return Cost(forwards=total.forwards, backwards=total.backwards, seconds=round(total.seconds, 4), parts=parts)
+
+
+def _as_positions(chosen: Any, size: int) -> NDArray[np.int64]:
+    """Return what a stage selected, in the order of sample ids: positions, or a mask over all samples."""
+    array = np.asarray(chosen)
+    if array.dtype == np.bool_:
+        if array.shape != (size,):
+            raise ValueError(f"a mask should have one entry for each of {size} samples, got shape {array.shape}")
+        return np.flatnonzero(array)
+    positions = np.unique(array.astype(np.int64))
+    if len(positions) and (positions[0] < 0 or positions[-1] >= size):
+        raise ValueError(f"positions should lie between 0 and {size - 1}, got {positions[0]} to {positions[-1]}")
+    return positions
+
+
+def _checked_arrays(arrays: Any, stage: Stage, n: int) -> Arrays:
+    """Hold what a job returned against its block: a row a sample, and numbers or text, which can be stored without pickles."""
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray) or array.dtype.kind == "O":
+            raise TypeError(f"the job of stage {stage.id} should return NumPy arrays of numbers or text; {name!r} is none")
+        if array.ndim == 0 or len(array) != n:
+            raise ValueError(f"the job of stage {stage.id} should return a row for each of {n} samples; {name!r} does not")
+    return dict(arrays)
+
+
+def _is_of(stored: FinishedJob, positions: NDArray[np.int64]) -> bool:
+    """Tell whether a stored job is of these very samples: those a stage selects can differ by the rounding of a kernel."""
+    return np.array_equal(stored.arrays.get(POSITIONS, np.zeros(0)), positions) and all(
+        len(array) == len(positions) for array in stored.arrays.values()
+    )
+
+
+def _honest(check: Check, result: Any) -> CheckResult:
+    """Return a check's own result: *incomplete* where it says *measured* and its evidence says otherwise."""
+    if not isinstance(result, CheckResult) or result.id != check.id:
+        raise TypeError(f"conclude should return the CheckResult of {check.id!r}, got {getattr(result, 'id', type(result))!r}")
+    failed = [f"{e.id}: {e.detail}" for e in result.evidence if not e.ok]
+    if result.status == "measured" and failed:
+        return result.model_copy(update={"status": "incomplete", "reason": "; ".join(failed)})
+    return result
+
+
+def _claim(result: CheckResult, taken: dict[str, str]) -> None:
+    for metric in result.metrics:
+        if metric.id in taken:
+            raise ValueError(f"it measured {metric.id}, which {taken[metric.id]} measured already")
+        taken[metric.id] = result.id
 
 
 def _plain(check: Check, status: str, reason: str) -> CheckResult:
@@ -334,17 +496,14 @@ def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}{where}"
 
 
-def _write_artifact(out: Path, item: Planned, result: CheckResult, found: Found) -> CheckResult:
-    if result.status not in ("measured", "incomplete"):
-        return result
-    arrays = item.check.artifact(item.task, found)
-    if arrays is None:
-        return result
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    folder = make_folder(out / "artifacts")
-    write_atomically(folder / f"{result.id}.npz", buffer.getvalue())
-    return result.model_copy(update={"artifact": f"artifacts/{result.id}.npz"})
+def _drop_stale_artifacts(out: Path, results: Sequence[CheckResult]) -> None:
+    """Delete the arrays that an earlier run left in the same folder: they are not of this run, and may hold inputs."""
+    written = {result.artifact for result in results}
+    for check_id in base.registry():
+        if f"artifacts/{check_id}.npz" not in written:
+            (out / "artifacts" / f"{check_id}.npz").unlink(missing_ok=True)
+        for left in (out / "artifacts").glob(f".{check_id}.npz.*.tmp"):
+            left.unlink(missing_ok=True)
 
 
 def _size(data: Dataset, part: str) -> int:
@@ -355,17 +514,51 @@ def _size(data: Dataset, part: str) -> int:
 
 def _key(model: Model, data: Dataset, config: Config) -> str:
     origin = model.origin
+    networks = {type(module) for module in model.module.modules() if not type(module).__module__.startswith("torch.")}
     return run_key(
         {
-            "model": [origin.sha256, origin.arch_sha256, origin.format, str(model.module)],
+            "model": [origin.sha256, origin.arch_sha256, origin.format, str(model.module), _sources(networks)],
             "reading": [model.task, model.output, _listed(model.mean), _listed(model.std), str(model.device)],
-            "data": [data.test.sha256(), data.reference.sha256() if data.reference else None],
+            "data": [_part_key(data.test), None if data.reference is None else _part_key(data.reference)],
+            "columns": [data.kind, data.columns, data.classes],
             "bounds": None if data.bounds is None else [side.tolist() for side in data.bounds],
             "config": config.model_dump(mode="json", exclude={"policy": {"limit"}, "run": {"gate", "out", "checks", "skip"}}),
-            "versions": [_version("audit"), torch.__version__, np.__version__],
-            "plugins": sorted(base.registry()),
+            "versions": [_version("audit"), torch.__version__, np.__version__, *map(_version, PACKAGES)],
+            "plugins": sorted(
+                str(getattr(point.dist, "version", "")) + point.value for point in entry_points(group="audit.checks")
+            ),
+            # An editable install keeps its version while its code changes.
+            "sources": [_package_sources(), _sources(base.registry().values())],
         }
     )
+
+
+def _part_key(part: Part) -> list[str]:
+    groups = hashlib.sha256(repr([(name, values.tolist()) for name, values in sorted(part.sensitive.items())]).encode())
+    return [part.sha256(), groups.hexdigest()]
+
+
+def _package_sources() -> str:
+    digest = hashlib.sha256()
+    folder = Path(__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources(classes: Iterable[type]) -> list[str]:
+    """Return a hash of the source of each class: of its whole file, else of what can be had of it."""
+    return sorted({f"{cls.__qualname__} {_source(cls)}" for cls in classes})
+
+
+def _source(cls: type) -> str:
+    try:
+        file = inspect.getsourcefile(cls)
+        text = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(cls).encode()
+    except (OSError, TypeError):  # typed at a prompt, or compiled: what it does is all there is
+        code = getattr(getattr(cls, "forward", None), "__code__", None)
+        text = code.co_code + repr(code.co_names).encode() if code is not None else b""
+    return hashlib.sha256(text).hexdigest()
 
 
 def _listed(tensor: torch.Tensor | None) -> list[float] | None:
@@ -380,11 +573,9 @@ def _version(package: str) -> str:
 
 
 def _spec(config: Config, model: Model, command: str) -> Spec:
-    raw: dict[str, JsonValue] = config.model_dump(mode="json", exclude={"policy": True})
-    raw["policy"] = config.policy.model_dump(mode="json")
     return Spec(
         audit_version=_version("audit"),
-        config=raw,
+        config={name: _finite_json(section) for name, section in config.model_dump(mode="json").items()},
         policy_sha256=config.policy.sha256(),
         confidence=config.policy.confidence,
         seed=config.run.seed,
@@ -395,6 +586,17 @@ def _spec(config: Config, model: Model, command: str) -> Spec:
         git=_git(),
         command=command,
     )
+
+
+def _finite_json(value: Any) -> JsonValue:
+    """Return a configuration value as JSON can hold it: infinity, as the open end of a range, becomes text."""
+    if isinstance(value, dict):
+        return {str(key): _finite_json(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
 
 
 def _git() -> dict[str, JsonValue]:

@@ -89,8 +89,9 @@ def mover(parts: Sequence[Interval], weights: Sequence[float]) -> Interval:
     """Return a weighted sum of independent estimates, its interval recovered from theirs (MOVER).
 
     The distance from each estimate to the limit that faces the same way stands for its standard error; the distances are
-    added in squares. The sum covers about what its parts cover: with Clopper–Pearson parts, at least `confidence` in all
-    but a few corners (measured in tests/test_stats.py). Anything None makes the whole None.
+    added in squares. With Clopper–Pearson parts the sum covers at least `confidence` from about 30 samples a part on;
+    with ten and fewer, and true proportions near 0 and 1, as little as 92 % at 95 % (enumerated in tests/test_stats.py).
+    Anything None makes the whole None.
 
     Source: Zou & Donner (2008), Statistics in Medicine 27:1693, equation 2, for any weights.
     """
@@ -386,16 +387,15 @@ def _exact_p(k: int, n: int, limit: float, side: Side) -> float:
     return float(stats.binom.cdf(k, n, limit) if side == "min" else stats.binom.sf(k - 1, n, limit))
 
 
-def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Return p-values adjusted for testing several hypotheses at once; None stays None and does not count as a test.
+def holm(p: Sequence[float]) -> list[float]:
+    """Return p-values adjusted for testing several hypotheses at once, in the order given.
 
     Source: Holm (1979), Scandinavian Journal of Statistics 6:65. Valid whatever the tests have to do with each other.
     """
-    tested = sorted((value, index) for index, value in enumerate(p) if value is not None)
-    adjusted: list[float | None] = [None] * len(p)
+    adjusted = [0.0] * len(p)
     running = 0.0
-    for rank, (value, index) in enumerate(tested):
-        running = max(running, min(1.0, value * (len(tested) - rank)))
+    for rank, index in enumerate(sorted(range(len(p)), key=lambda i: p[i])):
+        running = max(running, min(1.0, p[index] * (len(p) - rank)))
         adjusted[index] = running
     return adjusted
 

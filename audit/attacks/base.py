@@ -151,7 +151,7 @@ class AttackOutput:
     loss_start, loss_end : Tensor (n,)
         The attack's own loss at its start and at its best point; NaN where a sample was not attacked.
     grad_zero : bool Tensor (n,)
-        Whether the gradient was exactly zero at the start.
+        Whether the gradient was exactly zero wherever the attack looked at it; False where it uses none.
     rejected : bool Tensor (n,)
         Claimed by the attack, and not confirmed by the re-check: the network's output is random or depends on the batch.
     """
@@ -180,7 +180,7 @@ class Candidates:
     loss_start, loss_end : Tensor (n,)
         Loss at the start of the first run, and the highest one seen.
     grad_zero : bool Tensor (n,)
-        Whether the gradient was exactly zero at the start of the first run.
+        Whether the gradient was exactly zero wherever the attack looked at it; False where it uses none.
     """
 
     x_adv: Tensor
@@ -194,7 +194,7 @@ class Candidates:
         """Begin with the clean inputs."""
         flags = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         losses = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        return cls(x.clone(), flags, losses * torch.nan, losses, flags.clone())
+        return cls(x.clone(), flags, losses * torch.nan, losses, torch.ones_like(flags))
 
     def note(self, rows: Tensor, point: Tensor, losses: Tensor, hit: Tensor, *, last: bool = False) -> None:
         """Note what was seen at `point` for the samples at `rows`; `last` keeps the point of an unbroken sample, too."""
@@ -362,6 +362,11 @@ def output_of(model: Model, x: Tensor) -> Tensor:
         return model.values(x) if model.task == "regression" else model.logits(x)
 
 
+def as_columns(output: Tensor) -> Tensor:
+    """Return logits (n, classes) as they are, and values (n,) as one column."""
+    return output if output.ndim > 1 else output[:, None]
+
+
 def verify(model: Model, x: Tensor, y: Tensor, x_adv: Tensor, threat: ThreatModel, tolerance: float = 0.0) -> Tensor:
     """Check stored adversarial examples again: prediction wrong, box kept, radius kept; shape (n,).
 
@@ -393,7 +398,8 @@ def random_in_ball(ids: Tensor, shape: tuple[int, ...], ball: Ball, *, seed: int
 
 def l2_norm(delta: Tensor) -> Tensor:
     """Return the L2 norm of each sample, shape (n,)."""
-    return torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    norm: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return norm
 
 
 def per_sample(values: Tensor, like: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ class UniformNoise(Attack):
     def run(self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor) -> Candidates:
         """Attack a batch; see `Attack.run`."""
         found = Candidates.start(x)
+        found.grad_zero.fill_(False)
         low, high = ball.limits(x)
         rows = torch.arange(len(x), device=x.device)
         for draw in range(self.draws):

@@ -9,7 +9,7 @@ from audit.attacks.base import Attack, Ball, Candidates, Goal, Norm, l2_norm, pe
 from audit.errors import UsageError
 from audit.model.wrapper import Model
 
-COMPACT_EVERY = 5  # copying the batch pays once a fair share has left it; each look at the mask is a sync on a GPU
+LOOK_EVERY = 5  # steps between looks at who has left and who is stuck: each look is a sync on a GPU, each leaving a copy
 
 
 class PGD(Attack):
@@ -77,14 +77,21 @@ class PGD(Attack):
         for k in range(self.steps):
             gradient, losses, hit = look(model, goal, point, direction)
             if restart == 0 and k == 0:
-                found.loss_start[rows], found.grad_zero[rows] = losses, (gradient == 0).flatten(1).all(dim=1)
+                found.loss_start[rows] = losses
             found.note(rows, point, losses, hit)
-            if k % COMPACT_EVERY == 0 and bool(found.broken[rows].any()):
+            if k % LOOK_EVERY == 0:
+                stuck = (gradient == 0).flatten(1).all(dim=1)
+                found.grad_zero[rows] &= stuck
                 keep = ~found.broken[rows]
-                rows, point, gradient, origin, goal = rows[keep], point[keep], gradient[keep], origin[keep], goal.take(keep)
-                low, high = low[keep], high[keep]
+                if not bool(keep.all()):
+                    rows, point, gradient, origin, goal = rows[keep], point[keep], gradient[keep], origin[keep], goal.take(keep)
+                    low, high, stuck = low[keep], high[keep], stuck[keep]
                 if len(rows) == 0:
                     return
+                if bool(stuck.any()):
+                    # Without a gradient a step goes nowhere: the sample is started again elsewhere in the ball.
+                    again = self._random(origin[stuck], ball, ids[rows[stuck]], low[stuck], high[stuck], restart, k + 1)
+                    point = point.index_put((stuck,), again)
             point = _step(point, gradient, origin, ball, low, high, step)
         # The last point was not looked at yet: one forward says what came of it.
         with torch.no_grad():
@@ -94,7 +101,11 @@ class PGD(Attack):
     def _start(self, x: Tensor, ball: Ball, ids: Tensor, low: Tensor, high: Tensor, restart: int) -> Tensor:
         if not self.random_start and restart == 0:
             return x
-        noise = random_in_ball(ids, tuple(x.shape[1:]), ball, seed=self.seed, purpose=f"{self.name}.start", draw=restart).to(x)
+        return self._random(x, ball, ids, low, high, restart, 0)
+
+    def _random(self, x: Tensor, ball: Ball, ids: Tensor, low: Tensor, high: Tensor, restart: int, draw: int) -> Tensor:
+        purpose = f"{self.name}.start.{restart}"
+        noise = random_in_ball(ids, tuple(x.shape[1:]), ball, seed=self.seed, purpose=purpose, draw=draw).to(x)
         return torch.minimum(torch.maximum(x + noise * ball.unit(), low), high)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,9 @@ from audit.errors import UsageError, closest
 from audit.model.batching import in_batches
 from audit.model.wrapper import Model
 from audit.result import CheckResult
+
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -190,7 +193,17 @@ _checks: dict[str, type[Check]] = {}
 
 
 def check(cls: CheckType) -> CheckType:
-    """Register a check class under its `id`."""
+    """Register a check class under its `id`.
+
+    Raises
+    ------
+    UsageError
+        The id is that of a check of this package: another class must not quietly take its place.
+    """
+    import audit.checks as package
+
+    if cls.id in package.BUILT_IN and cls.__module__ != f"audit.checks.{cls.id}":
+        raise UsageError(f"the check {cls.__module__}.{cls.__qualname__} needs another id: {cls.id!r} is one of audit's own")
     _checks[cls.id] = cls
     return cls
 
@@ -204,10 +217,22 @@ def registry() -> dict[str, type[Check]]:
     for name in package.BUILT_IN:
         __import__(f"audit.checks.{name}")
     for point in entry_points(group="audit.checks"):
-        loaded = point.load()
-        _checks.setdefault(loaded.id, loaded)
+        check(_load(point))
     order = {name: i for i, name in enumerate(package.BUILT_IN)}
     return dict(sorted(_checks.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+
+
+def _load(point: EntryPoint) -> type[Check]:
+    try:
+        loaded = point.load()
+    except Exception as error:
+        raise UsageError(
+            f"the plugin {point.name!r} ({point.value}) cannot be imported: {type(error).__name__}: {error}; "
+            "mend or uninstall it"
+        ) from error
+    if not (isinstance(loaded, type) and issubclass(loaded, Check) and isinstance(getattr(loaded, "id", None), str)):
+        raise UsageError(f"the plugin {point.name!r} ({point.value}) should be a subclass of audit.Check with an id")
+    return loaded
 
 
 def get(check_id: str) -> type[Check]:

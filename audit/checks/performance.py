@@ -445,8 +445,8 @@ def _recalls(answer: Answer, task: Task, seen: _Classified) -> None:
                 "low": [intervals[i].low for i in shown],
                 "high": [intervals[i].high for i in shown],
                 "n": [int(support[i]) for i in shown],
-                "xlabel": "class",
-                "ylabel": "recall",
+                "xlabel": "recall",
+                "ylabel": "class",
             },
         )
     )
@@ -697,8 +697,8 @@ def _regression(answer: Answer, task: Task, found: Found, values: NDArray[Any]) 
         answer.reasons.append("the labels of the test part are all equal: R² does not exist")
         return f"The {n:,} test labels are all equal, so R² does not exist."
     return (
-        f"On {n:,} test sample{'s' if n != 1 else ''} R² is {r2.value:.3f} ({_range(r2, task)}), where 1 is perfect and 0 is as "
-        f"good as the mean; the network is off by {mae.value:.4g} on average ({_range(mae, task)})."
+        f"On {n:,} test sample{'s' if n != 1 else ''} R² is {r2.value:.3f} ({_range(r2, task)}), where 1 is perfect and 0 is "
+        f"as good as the mean; the network is off by {mae.value:.4g} on average ({_range(mae, task)})."
     )
 
 

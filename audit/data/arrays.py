@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import io
+import math
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.lib import format as npy
 
-from audit.data.base import Dataset, preprocessed
+from audit.data.base import Dataset, as_array, preprocessed
 from audit.errors import DataError, closest
+from audit.files import archive_members
 
 if TYPE_CHECKING:
     from audit.data.load import Reading
 
-MAX_UNPACKED = 16 * 2**30
 MAX_RATIO = 1000  # an image set with empty margins packs about 20 to 1, a constant column about 900 to 1
 
 
@@ -27,35 +30,31 @@ def from_npz(content: bytes, reading: Reading, source: str, sha256: str) -> Data
     DataError
         It is damaged, holds Python objects (which only a pickle could restore), or lacks x or y.
     """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            unpacked = sum(member.file_size for member in archive.infolist())
-        if unpacked > MAX_UNPACKED or unpacked > MAX_RATIO * len(content):
-            raise DataError(
-                f"{source} unpacks {len(content):,} bytes to {unpacked:,}: refused as an archive made to exhaust memory"
-            )
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            wanted = [name for name in arrays.files if name in ("x", "y", "anomaly") or name.startswith("sensitive_")]
-            loaded = {name: _member(arrays, name, source) for name in wanted}
-            names = list(arrays.files)
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError, NotImplementedError) as error:
-        raise DataError(f"{source} is not a .npz archive that can be read ({error}): save it again with numpy.savez") from None
-    for name in ("x", "y"):
-        if name not in loaded:
-            raise DataError(f"{source} should hold arrays named x and y, got {', '.join(names) or 'nothing'}")
+    if content[:2] != b"PK":
+        raise DataError(f"{source} is not a .npz archive (it begins with {content[:8]!r}): save it with numpy.savez")
+    members = {m.filename.removesuffix(".npy"): m for m in archive_members(content, source, DataError, MAX_RATIO)}
+    wanted = [name for name in members if name in ("x", "y", "anomaly") or name.startswith("sensitive_")]
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        loaded = {name: _member(archive, members[name], name, source) for name in wanted}
+    _require_x_and_y(loaded, list(members), source)
     return from_mapping(loaded, reading, source, sha256)
+
+
+def _require_x_and_y(arrays: Mapping[str, Any], held: Iterable[object], source: str) -> None:
+    if "x" not in arrays or "y" not in arrays:
+        raise DataError(f"{source} should hold arrays named x and y, got {', '.join(map(str, held)) or 'nothing'}")
 
 
 def from_mapping(arrays: Mapping[str, Any], reading: Reading, source: str, sha256: str) -> Dataset:
     """Build a Dataset from arrays x, y and sensitive_NAME."""
-    for name in ("x", "y"):
-        if name not in arrays:
-            raise DataError(f"{source} should hold arrays named x and y, got {', '.join(map(str, arrays)) or 'nothing'}")
+    _require_x_and_y(arrays, arrays, source)
     held = {name.removeprefix("sensitive_"): values for name, values in arrays.items() if name.startswith("sensitive_")}
     for name in reading.sensitive:
         if name not in held:
             raise DataError(f"{source} has no array sensitive_{name}; {closest(name, list(held))}")
-    x = arrays["x"]
+    x = as_array(arrays["x"])
+    if x.ndim == 0:
+        raise DataError(f"{source}: x should have shape (samples, …), got a single value")
     if reading.preprocess is not None:
         x = preprocessed(reading.preprocess, x, len(x))
     return Dataset(
@@ -76,7 +75,7 @@ def label_codes(y: Any, classes: tuple[str, ...], source: str) -> Any:
     DataError
         Labels are text and no classes were stated, or a label is not among them.
     """
-    labels = np.asarray(y)
+    labels = as_array(y)
     if labels.dtype.kind in "fiub":
         return labels.astype(np.int64) if labels.dtype.kind == "b" else labels
     texts = [str(value) for value in labels.reshape(-1)]
@@ -94,13 +93,37 @@ def label_codes(y: Any, classes: tuple[str, ...], source: str) -> Any:
     return np.asarray([codes[text] for text in texts], dtype=np.int64)
 
 
-def _member(arrays: Any, name: str, source: str) -> Any:
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, source: str) -> Any:
     try:
-        return arrays[name]
-    except ValueError as error:
-        if "pickle" in str(error).lower() or "object" in str(error).lower():
-            raise DataError(
-                f"{source}: array {name!r} holds Python objects, which only a pickle could restore, so it was not read; "
-                "save plain numbers (x.astype('float32'))"
-            ) from None
-        raise
+        with archive.open(member) as stream:
+            version = npy.read_magic(stream)
+            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+            shape, _, dtype = read_header(stream)
+        _check_header(shape, dtype, member.file_size, f"{source}: array {name!r}")
+        with archive.open(member) as stream:
+            return npy.read_array(stream, allow_pickle=False)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        ValueError,
+        TypeError,
+        OSError,
+        EOFError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise DataError(
+            f"{source}: array {name!r} is truncated or damaged ({reason}): save it again with numpy.savez"
+        ) from None
+
+
+def _check_header(shape: tuple[int, ...], dtype: np.dtype[Any], held: int, what: str) -> None:
+    """Compare what an array's header asks for with what the archive holds: NumPy allocates before it reads."""
+    if dtype.hasobject:
+        raise DataError(
+            f"{what} holds Python objects, which only a pickle could restore, so it was not read; "
+            "save plain numbers (x.astype('float32'))"
+        )
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > held:
+        raise DataError(f"{what} claims shape {shape} of {dtype}, but holds {held:,} bytes: it is damaged; save it again")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import os
 
 Kind = Literal["image", "table", "array"]
+MOST_EXACT = 2**53  # whole numbers above it are not exact as float64
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class Dataset:
             "reference": reference_part,
             "columns": tuple(str(c) for c in columns or ()),
             "classes": tuple(str(c) for c in classes or ()),
-            "bounds": None if bounds is None else _check_bounds(bounds, test.x.shape[1:]),
+            "bounds": None if bounds is None else _check_bounds(bounds, test.x),
             "kind": kind,
             "source": source,
             "sha256": sha256 or test.sha256(),
@@ -163,8 +164,8 @@ class Dataset:
     def box(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return lowest and highest value of each input, broadcastable to one sample.
 
-        Stated bounds win. Unstated: [0, 255] for uint8 images, [0, 1] for images whose values all lie inside, the range of
-        each column in the reference (else the test) part for tables.
+        Stated bounds win. Unstated: the range of each column in both parts for tables; else [0, 255] for uint8, and
+        [0, 1] where all values lie inside.
 
         Raises
         ------
@@ -179,10 +180,10 @@ class Dataset:
             # Rows of the test part may lie outside the reference part's range: the box holds every clean input.
             both = np.concatenate((x, self.test.x.astype(np.float64)))
             return both.min(axis=0), both.max(axis=0)
-        if self.kind == "image" and self.test.x.dtype == np.uint8:
+        if self.test.x.dtype == np.uint8:
             return np.asarray(0.0), np.asarray(255.0)
         low, high = float(self.test.x.min()), float(self.test.x.max())
-        if self.kind == "image" and low >= 0 and high <= 1:
+        if low >= 0 and high <= 1:
             return np.asarray(0.0), np.asarray(1.0)
         raise DataError(
             f"inputs lie between {low:g} and {high:g}, and nothing says which values are allowed: "
@@ -221,19 +222,22 @@ def make_part(x: ArrayLike | Tensor, y: ArrayLike | Tensor, sensitive: Mapping[s
     DataError
         No rows, lengths that differ, inputs that are not numbers, NaN or infinity.
     """
-    inputs, labels = _as_array(x), _as_array(y)
+    inputs, labels = as_array(x), as_array(y)
     if inputs.ndim < 2:
         raise DataError(f"{source}: x should have shape (samples, …), got {inputs.shape}")
     if len(inputs) == 0:
         raise DataError(f"{source} holds no rows: nothing to audit")
+    if inputs.size == 0:
+        raise DataError(f"{source}: x should hold values for each sample, got shape {inputs.shape}")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.shape != (len(inputs),):
         raise DataError(f"{source}: y should have shape ({len(inputs)},), one label a sample, got {labels.shape}")
     _check_numbers(inputs, f"{source}: x")
     _check_numbers(labels, f"{source}: y")
-    whole = bool(np.all(labels == np.round(labels.astype(np.float64))))
-    groups = {name: np.asarray([str(v) for v in _as_array(values).reshape(-1)]) for name, values in sensitive.items()}
+    numbers = labels.astype(np.float64)
+    whole = bool(np.all((numbers == np.round(numbers)) & (np.abs(numbers) < MOST_EXACT)))
+    groups = {name: np.asarray([_group(v) for v in as_array(values).reshape(-1)]) for name, values in sensitive.items()}
     for name, values in groups.items():
         if len(values) != len(inputs):
             raise DataError(f"{source}: sensitive attribute {name!r} has {len(values)} values for {len(inputs)} samples")
@@ -245,13 +249,19 @@ def make_part(x: ArrayLike | Tensor, y: ArrayLike | Tensor, sensitive: Mapping[s
     )
 
 
+def _group(value: Any) -> str:
+    # A missing attribute is a group of its own: dropping the rows would hide whoever did not answer.
+    missing = value is None or (isinstance(value, float | np.floating) and np.isnan(value))
+    return "(missing)" if missing else str(value)
+
+
 def concatenate(batches: Sequence[tuple[Any, Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Join (x, y) batches of arrays or tensors."""
     if not batches:
         raise DataError("the loader gave no batch: nothing to audit")
     return (
-        np.concatenate([_as_array(x) for x, _ in batches]),
-        np.concatenate([_as_array(y).reshape(-1) for _, y in batches]),
+        np.concatenate([as_array(x) for x, _ in batches]),
+        np.concatenate([as_array(y).reshape(-1) for _, y in batches]),
     )
 
 
@@ -262,9 +272,10 @@ def preprocessed(function: Preprocess, raw: Any, n: int) -> NDArray[np.float64]:
     """Apply the user's preprocessing to raw rows and check what comes back."""
     try:
         x = function(raw)
-    except Exception as error:
-        raise DataError(f"--preprocess failed on the data: {type(error).__name__}: {error}") from error
-    array = _as_array(x)
+    except (Exception, SystemExit) as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0][:300]
+        raise DataError(f"--preprocess failed on the data: {type(error).__name__}: {reason}") from error
+    array = as_array(x)
     if array.ndim < 2 or len(array) != n or array.dtype.kind not in "fiub":
         raise DataError(f"--preprocess should return numbers of shape ({n}, …), got {array.dtype} of shape {array.shape}")
     return array.astype(np.float32) if array.dtype.kind != "f" else array
@@ -272,14 +283,26 @@ def preprocessed(function: Preprocess, raw: Any, n: int) -> NDArray[np.float64]:
 
 def replace_bounds(data: Dataset, bounds: tuple[ArrayLike, ArrayLike]) -> Dataset:
     """Return the same data with these bounds."""
-    return data._with(bounds=_check_bounds(bounds, data.test.x.shape[1:]))
+    return data._with(bounds=_check_bounds(bounds, data.test.x))
 
 
-def _as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
+def as_array(values: ArrayLike | Tensor) -> NDArray[Any]:
+    """Return values as a NumPy array in this machine's byte order.
+
+    Raises
+    ------
+    DataError
+        Rows have different shapes.
+    """
     if isinstance(values, Tensor):
-        return values.detach().cpu().numpy()
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
     to_numpy = getattr(values, "to_numpy", None)
-    return np.asarray(to_numpy() if to_numpy is not None else values)
+    try:
+        array = np.asarray(to_numpy() if to_numpy is not None else values)
+    except ValueError as error:
+        raise DataError(f"expected an array, all rows of one shape, got something else ({error})") from None
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _check_numbers(array: NDArray[Any], what: str) -> None:
@@ -287,6 +310,8 @@ def _check_numbers(array: NDArray[Any], what: str) -> None:
         raise DataError(
             f"{what} should be numbers, got {array.dtype}; encode it as the network saw it (--preprocess, --classes)"
         )
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        raise DataError(f"{what} has type {array.dtype}, which torch does not know; save it as float64 or float32")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = int((~np.isfinite(array.reshape(len(array), -1)).all(axis=1)).sum())
         raise DataError(
@@ -294,16 +319,27 @@ def _check_numbers(array: NDArray[Any], what: str) -> None:
         )
 
 
-def _check_bounds(
-    bounds: tuple[ArrayLike, ArrayLike], shape: tuple[int, ...]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _check_bounds(bounds: tuple[ArrayLike, ArrayLike], x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     low, high = (np.asarray(side, dtype=np.float64) for side in bounds)
     try:
-        np.broadcast_shapes(low.shape, high.shape, shape)
+        fits = np.broadcast_shapes(low.shape, high.shape, x.shape[1:]) == x.shape[1:]
     except ValueError:
-        raise UsageError(f"bounds of shapes {low.shape} and {high.shape} do not fit samples of shape {shape}") from None
+        fits = False
+    if not fits:
+        raise UsageError(f"bounds of shapes {low.shape} and {high.shape} do not fit samples of shape {x.shape[1:]}")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all() and (low < high).any()):
         raise UsageError(f"bounds should be two finite numbers, the lower one first, got {low.tolist()} and {high.tolist()}")
+    # Radii are fractions of the box: one that the data does not lie in means a radius in other units than the data's.
+    slack = 1e-6 * (high - low)
+    if x.min() >= np.max(low - slack) and x.max() <= np.min(high + slack):
+        return low, high
+    outside = ((x < low - slack) | (x > high + slack)).reshape(len(x), -1).any(axis=1)
+    if outside.any():
+        raise UsageError(
+            f"the bounds should hold every input, but {int(outside.sum())} of {len(x)} samples reach outside "
+            f"{float(low.min()):g} to {float(high.max()):g}: inputs lie between {float(x.min()):g} and {float(x.max()):g}; "
+            "give the bounds in the units of the data, before --mean and --std"
+        )
     return low, high
 
 

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
-from audit.data.base import Dataset, Preprocess, concatenate, replace_bounds
+from audit.data.base import Dataset, Preprocess, as_array, concatenate, replace_bounds
 from audit.errors import DataError
+from audit.files import not_a_model_nor_data, read_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
-MAX_BYTES = 16 * 2**30
+MAX_CLASSES_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,19 @@ def class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> tuple
     if classes is None:
         return ()
     if not isinstance(classes, str | os.PathLike):
-        return tuple(str(name) for name in classes)
+        return _distinct(tuple(str(name) for name in classes), "classes")
     try:
-        lines = Path(classes).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_file(Path(classes), "list of classes", DataError, MAX_CLASSES_BYTES).decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
         raise DataError(f"--classes should be a text file with one class a line: {classes}: {error}") from None
-    names = tuple(line.strip() for line in lines if line.strip())
-    if len(set(names)) != len(names) or len(names) < 2:
-        raise DataError(f"--classes {classes} should name at least 2 classes, each once, got {len(names)} lines")
+    return _distinct(tuple(line.strip() for line in lines if line.strip()), f"--classes {classes}")
+
+
+def _distinct(names: tuple[str, ...], what: str) -> tuple[str, ...]:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None or len(names) < 2:
+        got = f"{twice!r} twice" if twice is not None else f"{len(names)} names"
+        raise DataError(f"{what} should name at least 2 classes, each once, in the order of the outputs; got {got}")
     return names
 
 
@@ -122,10 +128,13 @@ def _read_path(source: str, reading: Reading, *, reference: bool) -> Dataset:
         from audit.data.sklearn import load_bundled
 
         return load_bundled(source.removeprefix("sklearn:"), reading)
-    path = Path(source)
-    readers: dict[str, Callable[[bytes], Any]] = {}
-    name = path.name.lower()
-    content = read_bytes(path)
+    name = source.lower()
+    if not name.endswith((".npz", ".csv", ".csv.gz", ".parquet")) and not Path(source).is_dir():
+        raise DataError(f"data should be .npz, .csv, .csv.gz, .parquet or sklearn:NAME, got {source}")
+    content = read_file(Path(source), "data file", DataError)
+    something_else = not_a_model_nor_data(content)
+    if something_else is not None:
+        raise DataError(f"{source} {something_else}")
     sha256 = hashlib.sha256(content).hexdigest()
     if name.endswith(".npz"):
         from audit.data.arrays import from_npz
@@ -134,51 +143,51 @@ def _read_path(source: str, reading: Reading, *, reference: bool) -> Dataset:
     from audit.data import tables
 
     readers = {".csv": tables.read_csv, ".csv.gz": tables.read_csv_gz, ".parquet": tables.read_parquet}
-    for ending, reader in readers.items():
-        if name.endswith(ending):
-            frame: pd.DataFrame = reader(content)
-            return tables.from_frame(frame, reading, source, sha256, reference=reference)
-    raise DataError(f"data should be .npz, .csv, .csv.gz, .parquet or sklearn:NAME, got {source}")
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a data file whole; a DataError says why it cannot be."""
-    if path.is_dir():
-        raise DataError(f"expected a data file, got the folder {path}; name the file inside it")
+    reader = next(reader for ending, reader in readers.items() if name.endswith(ending))
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is larger than {MAX_BYTES:,} bytes")
-        content = path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read the data file {path}: {error.strerror or error}") from None
-    if not content:
-        raise DataError(f"{path} is empty: a download or a save that broke off?")
-    return content
+        frame: pd.DataFrame = reader(content)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    return tables.from_frame(frame, reading, source, sha256, reference=reference)
 
 
 def _from_pairs(source: Any) -> Dataset:
-    """Collect (x, y) pairs from a DataLoader (batches) or a torch Dataset (single samples)."""
+    """Collect (x, y): from a pair of arrays, a DataLoader (batches) or a torch Dataset (single samples)."""
     import numpy as np
+    from torch import Tensor
     from torch.utils.data import DataLoader
 
+    if isinstance(source, tuple) and len(source) == 2 and all(isinstance(part, np.ndarray | Tensor) for part in source):
+        return Dataset(source[0], source[1])
     if isinstance(source, DataLoader):
-        if _shuffles(source):
-            raise DataError(
-                "the DataLoader draws its samples in random order, so that they have no stable ids: "
-                "pass one with shuffle=False, or its dataset"
-            )
-        x, y = concatenate([_pair(batch) for batch in source])
-        return Dataset(x, y, source="DataLoader")
-    if hasattr(source, "__getitem__") and hasattr(source, "__len__"):
-        pairs = [_pair(source[i]) for i in range(len(source))]
-        if not pairs:
-            raise DataError("the dataset holds no rows: nothing to audit")
-        return Dataset(
-            np.stack([np.asarray(x) for x, _ in pairs]),
-            np.asarray([float(y) for _, y in pairs]),
-            source="torch Dataset",
+        return _from_loader(source)
+    if isinstance(source, np.ndarray | Tensor) or not (hasattr(source, "__getitem__") and hasattr(source, "__len__")):
+        raise DataError(
+            "data should be a path, a dict of arrays x and y, a pair (x, y), a DataFrame, a DataLoader or a torch Dataset, "
+            f"got {type(source).__name__}"
         )
-    raise DataError(f"data should be a path, arrays, a DataFrame, a DataLoader or a torch Dataset, got {type(source).__name__}")
+    pairs = [_pair(source[i]) for i in range(len(source))]
+    if not pairs:
+        raise DataError("the dataset holds no rows: nothing to audit")
+    shapes = sorted({as_array(x).shape for x, _ in pairs})
+    if len(shapes) > 1:
+        raise DataError(f"the dataset's samples should have one shape, got {shapes[0]} and {shapes[1]}")
+    return Dataset(np.stack([as_array(x) for x, _ in pairs]), np.asarray([_label(y) for _, y in pairs]), source="torch Dataset")
+
+
+def _from_loader(loader: Any) -> Dataset:
+    from torch.utils.data import IterableDataset
+
+    stream = isinstance(loader.dataset, IterableDataset)
+    if not stream and _shuffles(loader):
+        raise DataError(
+            "the DataLoader draws its samples in random order, so that they have no stable ids: "
+            "pass one with shuffle=False, or its dataset"
+        )
+    x, y = concatenate([_pair(batch) for batch in loader])
+    data = Dataset(x, y, source="DataLoader")
+    left_out = 0 if stream else len(loader.dataset) - len(data)
+    return data.with_notes(f"the DataLoader left out {left_out} of its {len(loader.dataset)} samples") if left_out > 0 else data
 
 
 def _pair(item: Any) -> tuple[Any, Any]:
@@ -187,10 +196,24 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _shuffles(loader: Any) -> bool:
-    from torch.utils.data import RandomSampler
+def _label(y: Any) -> float:
+    label = as_array(y)
+    if label.size != 1 or label.dtype.kind not in "fiub":
+        raise DataError(f"labels should be one number a sample, got {label.dtype} of shape {label.shape}")
+    return float(label.reshape(-1)[0])
 
-    return isinstance(loader.sampler, RandomSampler)
+
+def _shuffles(loader: Any) -> bool:
+    """Tell whether the order of samples is random: by the sampler's type, and by asking it twice."""
+    from torch.utils.data import RandomSampler, SequentialSampler, SubsetRandomSampler, WeightedRandomSampler
+
+    samplers = [sampler for sampler in (loader.batch_sampler, loader.sampler) if sampler is not None]
+    inner = [getattr(sampler, "sampler", sampler) for sampler in samplers]
+    if any(isinstance(sampler, RandomSampler | SubsetRandomSampler | WeightedRandomSampler) for sampler in inner):
+        return True
+    if all(isinstance(sampler, SequentialSampler) for sampler in inner):
+        return False
+    return list(samplers[0]) != list(samplers[0])
 
 
 def _join(data: Dataset, part: Dataset) -> Dataset:

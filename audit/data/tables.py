@@ -12,13 +12,16 @@ import numpy as np
 from audit.data.arrays import label_codes
 from audit.data.base import Dataset, preprocessed
 from audit.errors import DataError, UsageError, closest
+from audit.files import memory_limit
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from audit.data.load import Reading
 
-MAX_UNPACKED = 16 * 2**30
+MAX_RATIO = 200  # a table of zeros and ones packs about 100 to 1; the format's own limit is about 1000 to 1
+SMALL = 64 * 2**20  # unpacked, harmless at any ratio
+NUMBER_BYTES = 8  # a cell of a table takes this much memory once it is read
 
 
 def read_csv(content: bytes) -> pd.DataFrame:
@@ -26,20 +29,30 @@ def read_csv(content: bytes) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        return pd.read_csv(io.BytesIO(content), low_memory=False)
-    except (ValueError, pd.errors.ParserError) as error:
+        frame = pd.read_csv(io.BytesIO(content), low_memory=False)
+    except (ValueError, pd.errors.ParserError, OverflowError, MemoryError) as error:
         raise DataError(f"the CSV file cannot be read: {str(error).strip()}") from None
+    if not isinstance(frame.index, pd.RangeIndex):
+        # pandas takes the surplus for row labels, and each value would land under the name of its neighbour.
+        raise DataError(
+            f"the CSV file's rows have more fields than its header ({len(frame.columns)} names): "
+            "name every column, and drop commas at the end of rows"
+        )
+    return frame
 
 
 def read_csv_gz(content: bytes) -> pd.DataFrame:
     """Parse gzipped CSV; it is unpacked up to a limit, so that a small file cannot fill the memory."""
+    limit = min(memory_limit(), max(SMALL, MAX_RATIO * len(content)))
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-            unpacked = stream.read(MAX_UNPACKED + 1)
+            unpacked = stream.read(limit + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"the gzip file is truncated or damaged: {error}") from None
-    if len(unpacked) > MAX_UNPACKED:
-        raise DataError(f"the gzip file unpacks to more than {MAX_UNPACKED:,} bytes")
+    if len(unpacked) > limit:
+        raise DataError(
+            f"the gzip file unpacks {len(content):,} bytes to more than {limit:,}: refused as an archive made to exhaust memory"
+        )
     return read_csv(unpacked)
 
 
@@ -47,19 +60,32 @@ def read_parquet(content: bytes) -> pd.DataFrame:
     """Parse Parquet."""
     import pandas as pd
     import pyarrow as pa
+    import pyarrow.parquet as pq
 
     try:
+        # A column of one repeated value takes a few bytes for any number of rows, so the claim is read first.
+        said = pq.read_metadata(io.BytesIO(content))
+        if said.num_rows * said.num_columns * NUMBER_BYTES > memory_limit():
+            raise DataError(
+                f"the Parquet file claims {said.num_rows:,} rows of {said.num_columns:,} columns, "
+                "more than the memory of this machine holds"
+            )
         return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise DataError(f"the Parquet file is truncated or damaged: {str(error).strip()}") from None
+    except (pa.ArrowException, ValueError, TypeError, KeyError, OSError, MemoryError) as error:
+        raise DataError(f"the Parquet file is truncated or damaged: {str(error).strip()[:200]}") from None
 
 
 def from_frame(frame: pd.DataFrame, reading: Reading, source: str, sha256: str, *, reference: bool = False) -> Dataset:
     """Build a Dataset from a frame: target, inputs and sensitive columns as stated."""
     frame = frame.rename(columns=str)
+    if not frame.columns.is_unique:
+        twice = sorted(set(frame.columns[frame.columns.duplicated()]))
+        raise DataError(f"{source}: two columns are called {twice[0]!r}; give each its own name")
     if reading.target is None:
         raise UsageError(f"{source} is a table: say which column is the label with --target ({_listed(frame)})")
     _require(frame, reading.target, "--target", source)
+    if reading.target in reading.inputs:
+        raise UsageError(f"--inputs names {reading.target!r}, which is the --target: the network would be given the answer")
     sensitive = [name for name in reading.sensitive if not reference or name in frame.columns]
     for name in sensitive:
         _require(frame, name, "--sensitive", source)
@@ -78,7 +104,7 @@ def from_frame(frame: pd.DataFrame, reading: Reading, source: str, sha256: str, 
         x, columns = numbers(frame, inputs, source), inputs
     return Dataset(
         x,
-        label_codes(frame[reading.target].to_numpy(), reading.classes, source),
+        label_codes(_labels(frame[reading.target]), reading.classes, source),
         columns=columns,
         sensitive={name: _groups(frame[name]) for name in sensitive},
         classes=reading.classes,
@@ -106,8 +132,8 @@ def numbers(frame: pd.DataFrame, columns: list[str], source: str) -> Any:
     """Return the columns as a float array; an error names the column that holds text or a gap."""
     for name in columns:
         column = frame[name]
-        if not _is_numeric(column):
-            text = next(v for v in column if not _is_number(v))
+        text = None if _is_numeric(column) else next((v for v in column.dropna() if not _is_number(v)), None)
+        if text is not None:
             raise DataError(
                 f"{source}: column {name!r} holds text ({str(text)[:40]!r}): encode it as the network saw it in training "
                 "(--preprocess FILE.py:FUNC), or leave it out (--inputs)"
@@ -120,7 +146,18 @@ def numbers(frame: pd.DataFrame, columns: list[str], source: str) -> Any:
             )
     if not columns:
         raise DataError(f"{source}: no column is left to go into the network; name some with --inputs")
-    return frame[columns].astype(np.float64).to_numpy()
+    x = frame[columns].astype(np.float64).to_numpy()
+    infinite = np.flatnonzero(np.isinf(x).any(axis=0))
+    if len(infinite):
+        raise DataError(
+            f"{source}: column {columns[infinite[0]]!r} holds infinity; replace it as in training, or drop the rows"
+        )
+    return x
+
+
+def _labels(column: pd.Series[Any]) -> Any:
+    # Types of pandas' own that allow for gaps come out as Python objects, which would be taken for text.
+    return column.to_numpy(dtype=np.float64) if _is_numeric(column) and column.dtype.kind != "b" else column.to_numpy()
 
 
 def _require(frame: pd.DataFrame, name: str, option: str, source: str) -> None:
@@ -129,13 +166,13 @@ def _require(frame: pd.DataFrame, name: str, option: str, source: str) -> None:
 
 
 def _is_numeric(column: pd.Series[Any]) -> bool:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+    from pandas.api.types import is_bool_dtype, is_complex_dtype, is_numeric_dtype
 
-    return bool(is_numeric_dtype(column) or is_bool_dtype(column))
+    return bool((is_numeric_dtype(column) or is_bool_dtype(column)) and not is_complex_dtype(column))
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number)
+    return isinstance(value, int | float | np.number) and not isinstance(value, complex | np.complexfloating)
 
 
 def _groups(column: pd.Series[Any]) -> Any:

@@ -44,9 +44,10 @@ def build(arch: str | Callable[..., nn.Module] | None, arguments: dict[str, Any]
         positional, keywords = list(arguments or []), {}
     try:
         module = factory(*positional, **keywords)  # type: ignore[operator]
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        reason = (str(error).strip().splitlines() or ["no message"])[0][:300]
         raise UsageError(
-            f"--arch {name} failed to build the network: {type(error).__name__}: {error}; arguments go in --arch-args"
+            f"--arch {name} failed to build the network: {type(error).__name__}: {reason}; arguments go in --arch-args"
         ) from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"--arch {name} should return a torch.nn.Module, got {type(module).__name__}")

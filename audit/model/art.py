@@ -13,16 +13,35 @@ from audit.model.wrapper import Model
 
 
 class _AsModule(nn.Module):
-    """The Model as a plain module: mean and std inside, logits (or values in a column) outside."""
+    """The Model as a plain module: mean and std inside, logits (or values in a column) outside.
+
+    ART switches modes and moves modules as it goes and puts nothing back. Here neither reaches the network: each forward
+    runs in a session of the Model, in evaluation mode and on its device.
+    """
 
     def __init__(self, model: Model) -> None:
         super().__init__()
         self.network = model.module
         self._model = model
 
+    def train(self, mode: bool = True) -> _AsModule:
+        """Note the mode, and leave the network's alone."""
+        self.training = mode
+        return self
+
+    def _apply(self, fn: Any, recurse: bool = True) -> _AsModule:  # noqa: ARG002
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
-        x = x.to(self._model.dtype)
+        x = self._model.to_input(x)
+        if x.requires_grad:
+            # A view of its own, so that a backward counts once however often ART runs the same tensor.
+            x = x.view_as(x)
+            x.register_hook(self._count)  # type: ignore[no-untyped-call]
         return self._model.values(x)[:, None] if self._model.task == "regression" else self._model.logits(x)
+
+    def _count(self, gradient: Tensor) -> None:
+        self._model.backwards += len(gradient)
 
 
 def as_art(model: Model) -> Any:

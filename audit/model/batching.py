@@ -7,16 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from audit.errors import UsageError
+
 
 class BatchSize:
     """A batch size that several callers share; it only ever shrinks, and never below 1."""
 
     def __init__(self, start: int = 256) -> None:
+        if start < 1:
+            raise UsageError(f"batch_size must be at least 1, got {start}")
         self.current = start
 
-    def halve(self) -> None:
-        """Halve, at least to 1."""
-        self.current = max(1, self.current // 2)
+    def halve(self, tried: int) -> None:
+        """Set to half of the batch that did not fit, at least to 1."""
+        self.current = max(1, min(self.current, tried) // 2)
 
 
 def in_batches(
@@ -35,9 +39,9 @@ def in_batches(
         try:
             parts.append(function(*(tensor[start:stop] for tensor in tensors)))
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error) or batch_size.current == 1:
+            if not is_out_of_memory(error) or stop - start <= 1:
                 raise
-            batch_size.halve()
+            batch_size.halve(stop - start)
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
             continue

@@ -7,9 +7,7 @@ file holds is run unless the caller says ``trust=True``; and no file is first tr
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +16,11 @@ from typing import Any
 from torch import nn
 
 from audit.errors import ModelError, ModelRefused
+from audit.files import archive_members, not_a_model_nor_data, read_file
 from audit.model import safetensors, state_dict, trusted
 from audit.model.arch import Arch, build
 from audit.model.wrapper import Model, Origin
 
-MAX_BYTES = 16 * 2**30
-MAX_MEMBERS = 100_000
 MAX_RATIO = 100  # torch stores tensors uncompressed; real checkpoints that were zipped again reach about 3
 
 WAYS_ON = (
@@ -83,7 +80,7 @@ def load(
     elif file.format == "safetensors":
         module = _fill(safetensors.load(file.content, str(file.path)), built, file)
     elif file.format in ("torch-zip", "pickle"):
-        module = _fill(state_dict.load(file.content, str(file.path)), built, file)
+        module = _fill(state_dict.load(file.content, str(file.path), WAYS_ON), built, file)
     else:
         raise _refusal(file)
     origin = Origin(
@@ -99,40 +96,25 @@ def load(
 def open_file(path: str | os.PathLike[str], expect_sha256: str | None = None) -> ModelFile:
     """Read and hash a file and say what it is, by its content and never by its name."""
     path = Path(path)
-    content = _read(path)
+    content = read_file(path, "model file", ModelError)
     sha256 = hashlib.sha256(content).hexdigest()
     if expect_sha256 is not None and sha256 != expect_sha256.strip().lower():
         raise ModelError(f"{path} should have SHA-256 {expect_sha256.lower()}, but has {sha256}: it is not the file you mean")
     return ModelFile(path, content, sha256, _format(path, content))
 
 
-def _read(path: Path) -> bytes:
-    if path.is_dir():
-        raise ModelError(f"expected a model file, got the folder {path}; name the file inside it")
-    try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise ModelError(f"{path} has {size:,} bytes; at most {MAX_BYTES:,} are read")
-        content = path.read_bytes()
-    except OSError as error:
-        raise ModelError(f"cannot read the model file {path}: {error.strerror or error}") from None
-    if not content:
-        raise ModelError(f"{path} is empty: a download or a save that broke off?")
-    return content
-
-
 def _format(path: Path, content: bytes) -> str:
-    head = content[:512].lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ModelError(f"{path} is a web page, not a model: the download gave a page instead of the file; fetch it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise ModelError(f"{path} is a Git LFS pointer, not a model: run 'git lfs pull'")
+    something_else = not_a_model_nor_data(content)
+    if something_else is not None:
+        raise ModelError(f"{path} {something_else}")
     if content[:4] == b"PK\x03\x04":
         return _zip_format(path, content)
     if len(content) > 9 and content[8:9] == b"{" and int.from_bytes(content[:8], "little") <= len(content) - 8:
         return "safetensors"
     if content[:1] == b"\x80":
         return "pickle"
+    if path.suffix == ".safetensors":
+        raise ModelError(f"{path} is a truncated or damaged safetensors file: copy or save it again")
     if path.suffix == ".onnx" or (content[:1] == b"\x08" and b"onnx" in content[:4096].lower()):
         return "onnx"
     raise ModelError(
@@ -142,16 +124,7 @@ def _format(path: Path, content: bytes) -> str:
 
 
 def _zip_format(path: Path, content: bytes) -> str:
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
-        raise ModelError(f"{path} is a truncated or damaged archive ({error}): copy or save it again") from None
-    if len(members) > MAX_MEMBERS:
-        raise ModelError(f"{path} holds {len(members):,} members; at most {MAX_MEMBERS:,} are read")
-    unpacked = sum(member.file_size for member in members)
-    if unpacked > MAX_RATIO * len(content) or unpacked > MAX_BYTES:
-        raise ModelError(f"{path} unpacks {len(content):,} bytes to {unpacked:,}: refused as an archive made to exhaust memory")
+    members = archive_members(content, str(path), ModelError, MAX_RATIO)
     names = [member.filename for member in members]
     leaves = {name.rpartition("/")[2] for name in names}
     if "constants.pkl" in leaves or any("/code/" in f"/{name}" for name in names):

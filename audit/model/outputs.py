@@ -8,6 +8,7 @@ network returns that activation's own values, the input is taken in their stead.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -31,6 +32,18 @@ _SIGMOID = {
 _SIGMOID_IN_PLACE = {torch.sigmoid_, Tensor.sigmoid_}
 
 
+@dataclass(frozen=True)
+class Before:
+    """What went into the softmax or sigmoid that a network ends in, in the shape of the network's output."""
+
+    values: Tensor
+    activation: Literal["softmax", "sigmoid"]
+
+    def again(self) -> Tensor:
+        """Apply the activation again."""
+        return self.values.softmax(dim=1) if self.activation == "softmax" else self.values.sigmoid()
+
+
 class LastActivation(TorchFunctionMode):
     """Notes input and output of the last softmax or sigmoid that ran inside the ``with`` block."""
 
@@ -38,29 +51,30 @@ class LastActivation(TorchFunctionMode):
         super().__init__()
         self.before: Tensor | None = None
         self.after: Tensor | None = None
+        self.activation: Literal["softmax", "sigmoid"] = "softmax"
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func not in _SOFTMAX and func not in _SIGMOID:
+            return func(*args, **kwargs)
+        before = args[0] if args else kwargs.get("input")
         if func in _SIGMOID_IN_PLACE:
-            before = args[0].clone()
-            after = func(*args, **kwargs)
-            self.before, self.after = before, after
-            return after
+            before = before.clone()
         after = func(*args, **kwargs)
-        if func in _SOFTMAX or func in _SIGMOID:
-            self.before, self.after = (args[0] if args else kwargs.get("input")), after
+        self.before, self.after = before, after
+        self.activation = "softmax" if func in _SOFTMAX else "sigmoid"
         return after
 
-    def undo(self, output: Tensor) -> Tensor | None:
+    def undo(self, output: Tensor) -> Before | None:
         """Return the activation's input in the shape of `output`, where `output` is the activation's own memory."""
         if self.before is None or self.after is None or self.after.numel() != output.numel():
             return None
-        if self.after.data_ptr() != output.data_ptr():
+        if self.after.data_ptr() != output.data_ptr() or (self.activation == "softmax" and output.ndim != 2):
             return None
-        return self.before.reshape(output.shape)
+        return Before(self.before.reshape(output.shape), self.activation)
 
 
-def call_undoing(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor | None]:
+def call_undoing(network: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Before | None]:
     """Return the network's output and, where it ends in a softmax or sigmoid, the values before that activation."""
     with LastActivation() as last:
         output = checked_output(network(x), len(x))
@@ -79,10 +93,15 @@ def checked_output(output: Any, n: int) -> Tensor:
             f"the network should return shape ({n}, classes) for {n} samples, got {tuple(output.shape)}; "
             "wrap it in a module that returns one row a sample"
         )
+    if not output.is_floating_point():
+        raise ModelError(
+            f"the network should return scores as floating-point numbers, got {output.dtype}: class numbers have no gradient "
+            "and no confidence; return the logits instead"
+        )
     return output
 
 
-def tell_output(raw: Tensor, before: Tensor | None, *, task: str | None, labels_are_binary: bool | None) -> Output:
+def tell_output(raw: Tensor, before: Before | None, *, task: str | None, labels_are_binary: bool | None) -> Output:
     """Tell what the network returns, from its output on some samples.
 
     Parameters
@@ -98,14 +117,24 @@ def tell_output(raw: Tensor, before: Tensor | None, *, task: str | None, labels_
 
     Raises
     ------
+    ModelError
+        No sample has a finite output.
     UsageError
         One number a sample could be a logit, a probability or a regression output, and nothing settles which.
     """
     width = 1 if raw.ndim == 1 else raw.shape[1]
     if task == "regression":
         return "regression"
+    finite = raw[torch.isfinite(raw).reshape(len(raw), -1).all(dim=1)].detach()
+    if len(finite) == 0:
+        raise ModelError(
+            f"the network returns NaN or infinity for each of the first {len(raw)} samples: is the data scaled as in training "
+            "(--mean, --std, --preprocess), and are the weights the right ones?"
+        )
     if width >= 2:
-        return "probabilities" if _rows_are_probabilities(raw) else "logits"
+        # Sigmoids side by side (one class against the rest) hide their gradients as a softmax does, so they are undone, too.
+        side_by_side = before is not None and before.activation == "sigmoid"
+        return "probabilities" if side_by_side or _rows_are_probabilities(finite) else "logits"
     if labels_are_binary is None and task is None:
         raise UsageError(
             "the network returns one number a sample: say what it is with --task regression, "
@@ -115,8 +144,7 @@ def tell_output(raw: Tensor, before: Tensor | None, *, task: str | None, labels_
         return "regression"
     if before is not None:
         return "binary_probability"
-    values = raw.detach().float()
-    if bool(((values < 0) | (values > 1)).any()):
+    if bool(((finite < 0) | (finite > 1)).any()):
         return "binary_logit"
     raise UsageError(
         "the network returns one number a sample, all between 0 and 1 and with no sigmoid in sight: "
@@ -124,24 +152,22 @@ def tell_output(raw: Tensor, before: Tensor | None, *, task: str | None, labels_
     )
 
 
-def _rows_are_probabilities(raw: Tensor) -> bool:
-    values = raw.detach().double()
-    if not bool(torch.isfinite(values).all()):
-        return False
+def _rows_are_probabilities(rows: Tensor) -> bool:
+    values = rows.double()
     return bool((values >= 0).all()) and bool(((values.sum(dim=1) - 1).abs() < 1e-3).all())
 
 
-def to_logits(raw: Tensor, before: Tensor | None, output: Output) -> Tensor:
+def to_logits(raw: Tensor, before: Before | None, output: Output) -> Tensor:
     """Bring a classifier's output to logits of shape (n, classes); a single logit z becomes the pair (0, z)."""
     if output == "logits":
         return raw
     if output == "probabilities":
-        return before if before is not None else raw.clamp_min(torch.finfo(raw.dtype).tiny).log()
+        return before.values if before is not None else raw.clamp_min(torch.finfo(raw.dtype).tiny).log()
     if output == "binary_logit":
         z = raw.reshape(len(raw))
     elif output == "binary_probability":
         if before is not None:
-            z = before.reshape(len(raw))
+            z = before.values.reshape(len(raw))
         else:
             p = raw.reshape(len(raw))
             z = p.clamp_min(torch.finfo(p.dtype).tiny).log() - (1 - p).clamp_min(torch.finfo(p.dtype).tiny).log()

@@ -22,5 +22,5 @@ def load(content: bytes, source: str) -> dict[str, Tensor]:
 
     try:
         return strip_prefixes(parse(content))
-    except (SafetensorError, ValueError, KeyError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
         raise ModelError(f"{source} is a truncated or damaged safetensors file ({error}): copy or save it again") from None

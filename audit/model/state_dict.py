@@ -1,4 +1,4 @@
-"""Reads weights that ``torch.save`` wrote, with torch's weights-only reader, and fills a network with them.
+"""Finds the weights in what ``torch.save`` wrote, and fills a network with them.
 
 The usual checkpoint dicts are opened (`state_dict`, `model_state_dict`, `model`, Lightning's), and the prefixes that wrappers
 leave on the names are taken off.
@@ -6,93 +6,66 @@ leave on the names are taken off.
 
 from __future__ import annotations
 
-import io
-import pickle
-import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from audit.errors import ModelError, ModelRefused
+from audit.model.pickles import Blocked, Cut, Damaged, Weights
 
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+PREFIXES = ("module.", "model.", "net.", "network.")
+COMPILED = "_orig_mod."
+MOST_NESTED = 8
+UNUSED_IN_EVALUATION = ".num_batches_tracked"  # counts training batches; files older than torch 0.4.1 lack it
 
 
-def load(content: bytes, source: str) -> dict[str, Tensor]:
+def load(content: bytes, source: str, ways_on: str) -> dict[str, Tensor]:
     """Return the weights by name, without running anything that the file holds.
 
     Raises
     ------
     ModelRefused
-        The file holds something else than weights: the message names it.
+        The file holds something else than weights: the message names it, and `ways_on`.
     ModelError
         The file is truncated or damaged, or holds no weights.
     """
     try:
-        loaded = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        blocked = blocked_by(str(error))
-        if blocked is None:
-            raise ModelError(
-                f"{source} is damaged or was not written by torch.save ({_first_line(error)}): save it again"
-            ) from None
-        from audit.model.load import WAYS_ON
-
+        weights = Weights(content)
+        found = find_weights(weights.content, source)
+        return strip_prefixes({name: weights.tensor(cut) for name, cut in found.items()})
+    except Blocked as blocked:
         raise ModelRefused(
-            f"{source} is a pickle that asks for {blocked}, which could execute code, so it was not opened; {WAYS_ON}"
+            f"{source} is a pickle that asks for {blocked}, which could execute code, so it was not opened; {ways_on}"
         ) from None
-    except Exception as error:
-        # A hostile or truncated archive makes the reader raise almost anything; none of it may reach the user as a crash.
-        raise ModelError(
-            f"{source} is truncated or damaged ({type(error).__name__}: {_first_line(error)}): copy or save it again"
-        ) from None
-    return strip_prefixes(find_weights(loaded, source))
+    except Damaged as damaged:
+        reason = (str(damaged).strip().splitlines() or ["no reason given"])[0][:200]
+        raise ModelError(f"{source} is truncated or damaged, or not from torch.save ({reason}): save it again") from None
 
 
-def blocked_by(message: str) -> str | None:
-    """Return the name that stopped torch's weights-only reader, from its message; None where nothing was blocked."""
-    for pattern in (
-        r"Unsupported global: GLOBAL (\S+)",
-        r"Unsupported class (\S+)",
-        r"WeightsUnpickler error: (?:Trying to|Can only|Unsupported|Not allowed)[^\n]*?((?:\w+\.)+\w+)",
-        r"GLOBAL (\S+)",
-        r"(Unsupported operand \d+)",
-    ):
-        match = re.search(pattern, message)
-        if match:
-            return match.group(1)
-    return None
-
-
-def find_weights(loaded: Any, source: str) -> dict[str, Tensor]:
+def find_weights(loaded: Any, source: str, depth: int = 0) -> dict[str, Any]:
     """Return the dict of tensors inside whatever a checkpoint holds."""
     if not isinstance(loaded, Mapping):
-        raise ModelError(f"{source} should hold a dict of weights, got {type(loaded).__name__}; save model.state_dict()")
-    tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+        raise ModelError(f"{source} should hold a dict of weights, got {_kind(loaded)}; save model.state_dict()")
     inner = [name for name in CONTAINERS if isinstance(loaded.get(name), Mapping)]
-    if tensors and not inner:
+    if inner and depth < MOST_NESTED:
+        return find_weights(loaded[inner[0]], f"{source} [{inner[0]!r}]", depth + 1)
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor | Cut)}
+    if tensors:
         return tensors
-    if inner:
-        return find_weights(loaded[inner[0]], f"{source} [{inner[0]!r}]")
     keys = ", ".join(repr(str(k)) for k in list(loaded)[:8]) or "nothing"
     raise ModelError(f"{source} holds no weights: expected tensors or one of {', '.join(CONTAINERS)}, got the keys {keys}")
 
 
 def strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Take ``module.`` (DataParallel) and ``_orig_mod.`` (torch.compile) off where every name has them.
+    """Take ``_orig_mod.`` (torch.compile) off wherever it stands, and ``module.`` (DataParallel) where every name has it.
 
     ``model.`` (Lightning) and the like are left to `fill`, since a network may really have a child of that name.
     """
-    changed = True
-    while changed:
-        changed = False
-        for prefix in PREFIXES[:2]:
-            if weights and all(name.startswith(prefix) for name in weights):
-                weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-                changed = True
+    weights = {name.replace(COMPILED, ""): tensor for name, tensor in weights.items()}
+    while weights and all(name.startswith("module.") for name in weights):
+        weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     return weights
 
 
@@ -106,7 +79,7 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str, arch: str) 
     """
     expected = {name: tensor for name, tensor in module.state_dict().items() if isinstance(tensor, Tensor)}
     weights = _best_fit(weights, set(expected))
-    missing = sorted(set(expected) - set(weights))
+    missing = _missing(expected, weights)
     unexpected = sorted(set(weights) - set(expected))
     misshapen = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
@@ -123,13 +96,28 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str, arch: str) 
     try:
         module.load_state_dict(weights, strict=False)
     except Exception as error:
-        raise ModelError(f"the weights in {source} do not fit --arch {arch}: {_first_line(error)}") from None
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1].strip()[:200]
+        raise ModelError(f"the weights in {source} do not fit --arch {arch}: {reason}") from None
 
 
 def summary(weights: Mapping[str, Tensor]) -> str:
     """Describe weights in a few words: their number and the first ones with shapes."""
     first = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(weights.items())[:3])
     return f"{len(weights)} tensors: {first}{', …' if len(weights) > 3 else ''}"
+
+
+def _missing(expected: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> list[str]:
+    """List the names that no weight fills: not those tied to a filled one, which safetensors stores once."""
+    filled = {(tensor.data_ptr(), tensor.shape) for name, tensor in expected.items() if name in weights and tensor.numel()}
+    return sorted(
+        name
+        for name, tensor in expected.items()
+        if name not in weights and (tensor.data_ptr(), tensor.shape) not in filled and not _counts_batches(name)
+    )
+
+
+def _counts_batches(name: str) -> bool:
+    return f".{name}".endswith(UNUSED_IN_EVALUATION)
 
 
 def _best_fit(weights: dict[str, Tensor], expected: set[str]) -> dict[str, Tensor]:
@@ -144,5 +132,5 @@ def _best_fit(weights: dict[str, Tensor], expected: set[str]) -> dict[str, Tenso
     return max(candidates, key=lambda c: len(expected & set(c)))
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+def _kind(value: Any) -> str:
+    return "a tensor" if isinstance(value, Tensor | Cut) else f"a {type(value).__name__}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -31,10 +32,20 @@ def load(content: bytes, file_format: str, source: str, arch: Arch | None) -> nn
             f"{source} was trusted, but torch cannot open it: {type(error).__name__}: {text}; "
             "the classes that it was saved with must be importable"
         ) from error
-    if isinstance(loaded, nn.Module):
-        return loaded
+    module = _module_in(loaded)
+    if module is not None:
+        return module
     weights = state_dict.strip_prefixes(state_dict.find_weights(loaded, source))
     if arch is None:
         raise ModelError(f"{source} holds weights only ({state_dict.summary(weights)}): give --arch FILE.py:FACTORY")
     state_dict.fill(arch.module, weights, source, arch.name)
     return arch.module
+
+
+def _module_in(loaded: Any) -> nn.Module | None:
+    """Return a whole network, alone or under a usual name of a checkpoint dict; None where there is none."""
+    if isinstance(loaded, nn.Module):
+        return loaded
+    if isinstance(loaded, Mapping):
+        return next((loaded[name] for name in state_dict.CONTAINERS if isinstance(loaded.get(name), nn.Module)), None)
+    return None

@@ -17,9 +17,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from audit.errors import ModelError, UsageError
-from audit.model.batching import BatchSize, in_batches
-from audit.model.outputs import OUTPUTS, Output, call_undoing, checked_output, tell_output, to_logits
+from audit.errors import AuditError, ModelError, UsageError
+from audit.model.batching import BatchSize, in_batches, is_out_of_memory
+from audit.model.outputs import OUTPUTS, Before, Output, call_undoing, checked_output, tell_output, to_logits
 
 if TYPE_CHECKING:
     import os
@@ -168,6 +168,9 @@ class Model:
         self._depth = 1
         try:
             self.module.eval()
+            for child in self.module.modules():
+                # A network whose own train() keeps a part in training mode is still asked as it is deployed.
+                child.training = False
             self.module.requires_grad_(False)
             self.module.to(self.device)
             yield self
@@ -234,10 +237,10 @@ class Model:
         with self.session():
             x = x.detach().requires_grad_(True)
             losses = loss(self.values(x) if self.task == "regression" else self.logits(x))
-            self.backwards += len(x)
             if not losses.requires_grad:
                 return torch.zeros_like(x), losses.detach()
             (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+            self.backwards += len(x)
             return (torch.zeros_like(x) if gradient is None else gradient), losses.detach()
 
     def resolve(self, x: Tensor | NDArray[Any], y: NDArray[Any] | None = None) -> None:
@@ -276,13 +279,13 @@ class Model:
             x = x / _spread(self.std, x)
         return x
 
-    def _forward(self, x: Tensor, *, undo: bool) -> tuple[Tensor, Tensor | None]:
+    def _forward(self, x: Tensor, *, undo: bool) -> tuple[Tensor, Before | None]:
         with self.session():
-            self.forwards += len(x)
             inputs = self.normalise(x)
-            if undo:
-                return call_undoing(self.module, inputs)
-            return checked_output(self.module(inputs), len(x)), None
+            out = call_undoing(self.module, inputs) if undo else (checked_output(self.module(inputs), len(x)), None)
+            # A pass that memory did not suffice for is made again in halves, and counts then.
+            self.forwards += len(x)
+            return out
 
     def _known_output(self, x: Tensor) -> Output:
         if self.output is None:
@@ -293,42 +296,58 @@ class Model:
 
     def _tell(self, x: Tensor, binary: bool | None) -> None:
         self.input_shape = tuple(x.shape[1:])
-        try:
-            raw, before = self._forward(x, undo=True)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise ModelError(
-                f"the network cannot take inputs of shape {tuple(x.shape)}: {_first_line(error)}; "
-                "check --arch, --inputs and the layout (images are NCHW)"
-            ) from error
+        raw, before = self._try(x)
         if self.output is None:
             self.output = tell_output(raw, before, task=self._task, labels_are_binary=binary)
+        if self.output == "regression":
+            return
+        width = 1 if raw.ndim == 1 else raw.shape[1]
+        if (width == 1) != self.output.startswith("binary"):
+            raise ModelError(
+                f"a classifier should return at least 2 classes, or one number with --output binary_logit or "
+                f"binary_probability; got shape {tuple(raw.shape)} for output {self.output!r}"
+            )
         self._check_undo(raw, before)
-        if self.output != "regression":
-            width = 2 if self.output.startswith("binary") else (1 if raw.ndim == 1 else raw.shape[1])
-            if self.classes not in (None, width):
-                raise ModelError(
-                    f"the network has {width} outputs, but {self.classes} classes were stated: fit --classes to it"
-                )
-            if width < 2:
-                raise ModelError(f"a classifier should return at least 2 classes or one logit, got shape {tuple(raw.shape)}")
-            self.classes = width
+        width = max(2, width)
+        if self.classes not in (None, width):
+            raise ModelError(f"the network has {width} outputs, but {self.classes} classes were stated: fit --classes to it")
+        self.classes = width
 
-    def _check_undo(self, raw: Tensor, before: Tensor | None) -> None:
-        """Say what was undone; drop the exact way where the values show that something came after the activation."""
+    def _try(self, x: Tensor) -> tuple[Tensor, Before | None]:
+        """Run some samples for the first time: on fewer where memory runs out, and with a plain word where it fails."""
+        try:
+            return self._forward(x, undo=True)
+        except AuditError:
+            raise
+        except Exception as error:
+            if is_out_of_memory(error) and len(x) > 1:
+                return self._try(x[: len(x) // 2])
+            raise ModelError(
+                f"the network cannot take inputs of shape {tuple(x.shape)}: {type(error).__name__}: {_first_line(error)}; "
+                "check --arch, --inputs and the layout (images are NCHW)"
+            ) from error
+
+    def _check_undo(self, raw: Tensor, before: Before | None) -> None:
+        """Say what was undone; refuse where values show that something came after the activation, or that it is none."""
         if self.output not in ("probabilities", "binary_probability"):
             return
-        name = "softmax" if self.output == "probabilities" else "sigmoid"
+        finite = torch.isfinite(raw)
         if before is not None:
-            again = before.softmax(dim=1) if name == "softmax" else before.sigmoid()
-            if torch.allclose(again, raw, atol=1e-5):
-                self._note(f"the network ends in a {name}: audited on the logits before it")
+            if torch.allclose(before.again()[finite], raw[finite], atol=1e-5):
+                self._note(f"the network ends in a {before.activation}: audited on the logits before it")
                 return
             raise ModelError(
-                f"the network changes its probabilities in place after its last {name}, so the logits behind them cannot be "
-                "found; return them unchanged, or give the network without its last activation with --arch"
+                f"the network changes its probabilities in place after its last {before.activation}, so the logits behind them "
+                "cannot be found; return them unchanged, or give the network without its last activation with --arch"
+            )
+        if bool(((raw[finite] < -1e-6) | (raw[finite] > 1 + 1e-6)).any()):
+            low, high = float(raw[finite].min()), float(raw[finite].max())
+            raise ModelError(
+                f"probabilities should lie between 0 and 1, but the network returns {low:g} to {high:g}: "
+                f"say --output {'logits' if self.output == 'probabilities' else 'binary_logit'}"
             )
         self._note(
-            f"the network returns probabilities and its last {name} is out of reach: audited on their logarithms, "
+            "the network returns probabilities and its last softmax or sigmoid is out of reach: audited on their logarithms, "
             "whose gradients vanish where a probability is 0 or 1"
         )
 
@@ -338,29 +357,44 @@ class Model:
 
 
 class _State:
-    """What a session changes in a module, to be put back bit for bit."""
+    """What a session changes in a module, to be put back bit for bit: the same tensors, with their values, where they were."""
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
         self.training = [(child, child.training) for child in module.modules()]
-        self.requires_grad = [(p, p.requires_grad) for p in module.parameters()]
-        self.tensors = [(t, t.detach().clone(), t.device) for t in (*module.parameters(), *module.buffers())]
+        holders: list[Any] = [held for child in module.modules() for held in (child._parameters, child._buffers)]
+        self.places = [(held, dict(held.items())) for held in holders]
+        unique: dict[int, Tensor] = {id(t): t for _, names in self.places for t in names.values() if t is not None}
+        self.tensors = [(t, t.data, t.detach().clone(), t.requires_grad, t.grad) for t in unique.values() if t.is_leaf]
 
     def put_back(self) -> None:
-        devices = {device for _, _, device in self.tensors}
-        if len(devices) == 1:
-            self.module.to(devices.pop())
-        now = {id(t): t for t in (*self.module.parameters(), *self.module.buffers())}
-        originals = [copy for _, copy, _ in self.tensors]
+        for held, names in self.places:
+            for name in [name for name in list(held.keys()) if name not in names]:
+                del held[name]
+            now = dict(held.items())
+            for name, tensor in names.items():
+                # A buffer is replaced, not filled, when a module moves or assigns to it.
+                if now.get(name) is not tensor:
+                    held[name] = tensor
         with torch.no_grad():
-            # Buffers are replaced, not filled, when a module moves: so they are matched by their order, not by identity.
-            for tensor, copy in zip(now.values(), originals, strict=False):
-                if not torch.equal(tensor, copy):
-                    tensor.copy_(copy)
+            for tensor, data, values, requires_grad, grad in self.tensors:
+                tensor.data = data
+                if not _same_bits(data, values):
+                    data.copy_(values)
+                tensor.requires_grad_(requires_grad)
+                tensor.grad = grad
         for child, training in self.training:
             child.training = training
-        for parameter, flag in self.requires_grad:
-            parameter.requires_grad_(flag)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    # Not torch.equal: it takes -0.0 for 0.0, and NaN for different from itself.
+    if a.layout != torch.strided or a.dtype.is_complex or a.element_size() not in _BITS:
+        return False
+    bits = _BITS[a.element_size()]
+    return torch.equal(a.contiguous().view(bits), b.contiguous().view(bits))
+
+
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def pick_device(name: str) -> torch.device:

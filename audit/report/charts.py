@@ -14,6 +14,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 import matplotlib as mpl
@@ -92,8 +93,10 @@ def draw(kind: str, title: str, shape: Shape, prefix: str) -> str | None:
 
 
 def is_wide(shape: Shape | None) -> bool:
-    """Return whether the chart takes the whole width of the page: rows of bars, and matrices of many classes."""
-    return isinstance(shape, Bars) or (isinstance(shape, Matrix) and len(shape.columns) > 20)
+    """Return whether the chart takes the whole width of the page: bars with long labels, and matrices of many classes."""
+    if isinstance(shape, Bars):
+        return max(map(width, shape.labels), default=0.0) > 18
+    return isinstance(shape, Matrix) and len(shape.columns) > 20
 
 
 def describe(kind: str, shape: Shape) -> str:
@@ -117,10 +120,10 @@ def _describe_bars(kind: str, shape: Bars) -> str:
     what = "points with intervals" if kind == "forest" else "bars"
     if not known:
         return f"{len(shape.labels)} {what}, none with a value."
-    low, high = min(known), max(known)
+    low, high, unit = min(known), max(known), _unit(shape.values)
     return (
-        f"{len(shape.labels)} {what}; lowest {number(low[0])} ({clip(low[1], 40)}), "
-        f"highest {number(high[0])} ({clip(high[1], 40)})."
+        f"{len(shape.labels)} {what}; lowest {number(low[0], unit)} ({clip(low[1], 40)}), "
+        f"highest {number(high[0], unit)} ({clip(high[1], 40)})."
     )
 
 
@@ -175,13 +178,13 @@ def _rows(shape: Bars, *, points: bool) -> Canvas:
     right = 76.0 + (70 if shape.n else 0)
     top, bottom = (30 if shape.reference is not None or shape.n else 10), 48
     high = top + bottom + _ROW * shown
-    canvas, axes = _axes(_WIDE, high, left, top, right, bottom)
+    canvas, axes = _axes(_WIDE if is_wide(shape) else _HALF, high, left, top, right, bottom)
     axes.grid(visible=False, axis="y")
     axes.set_ylim(shown - 0.5, -0.5)
     axes.set_yticks(range(shown), labels)
     axes.set_xlabel(clip(shape.xlabel, 80), labelpad=8)
     axes.set_xlim(*_value_range(shape, shown, from_zero=not points))
-    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.xaxis.set_major_locator(MaxNLocator(6 if is_wide(shape) else 4))
     for row in range(shown):
         _row(axes, shape, row, points=points)
     _margin_columns(axes, shape, shown)
@@ -267,7 +270,7 @@ def _matrix(shape: Matrix) -> Canvas:
     row_labels, column_labels = [clip(name, 22) for name in shape.row_names], [clip(name, 22) for name in shape.columns]
     left = 44 + _CHARACTER * max(width(label) for label in row_labels)
     wide = _WIDE if is_wide(shape) else _HALF
-    side = max(4.0, min(46.0, (wide - left - 12) / columns, 760 / rows))
+    side = max(4.0, min(46.0 if columns > 4 else 72.0, (wide - left - 12) / columns, 760 / rows))
     upright = max(width(label) for label in column_labels) * _CHARACTER > side - 4
     bottom = 40 + (_CHARACTER * max(width(label) for label in column_labels) if upright else 16)
     canvas, axes = _axes(left + side * columns + 12, side * rows + bottom + 8, left, 8, 12, bottom)
@@ -281,16 +284,16 @@ def _matrix(shape: Matrix) -> Canvas:
     axes.set_xlabel(clip(shape.xlabel, 60), labelpad=6)
     axes.set_ylabel(clip(shape.ylabel, 60), labelpad=6)
     axes.tick_params(axis="x", labelcolor=INK)
-    _cells(axes, shape)
+    _cells(axes, shape, side)
     if max(rows, columns) <= 15:
         _cell_texts(axes, shape)
     return canvas
 
 
-def _cells(axes: Axes, shape: Matrix) -> None:
+def _cells(axes: Axes, shape: Matrix, side: float) -> None:
     """Fill cells by their share of the row, one path for each of eight strengths: a page must not hold 10,000 rectangles."""
     levels: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    confusion = list(shape.row_names) == list(shape.columns)
+    confusion = shape.row_names == shape.columns[: len(shape.row_names)]  # one more column may hold what was no class
     largest = max((abs(v) for v in finite_values(*shape.values)), default=0.0)
     for i, row in enumerate(shape.values):
         whole = sum(abs(v) for v in finite_values(row)) if confusion else largest
@@ -300,19 +303,19 @@ def _cells(axes: Axes, shape: Matrix) -> None:
             color = WARM if (confusion and i != j) or (value or 0) < 0 else ACCENT
             if value:
                 levels.setdefault((color, max(level, 1)), []).append((i, j))
+    gap = 0.0 if max(len(shape.columns), len(shape.row_names)) > 40 else 0.03
     for (color, level), cells in sorted(levels.items()):
-        outline = Outline.make_compound_path(*(_square(i, j) for i, j in cells))
-        axes.add_patch(PathPatch(outline, facecolor=color, alpha=0.04 + 0.065 * level, linewidth=0, clip_on=False))
-    frame = Outline(
-        [(0, 0), (len(shape.columns), 0), (len(shape.columns), len(shape.row_names)), (0, len(shape.row_names)), (0, 0)]
-    )
+        look: dict[str, Any] = {"facecolor": "none", "edgecolor": color, "alpha": 0.04 + 0.065 * level, "capstyle": "butt"}
+        axes.add_patch(PathPatch(_strokes(cells, gap), linewidth=side * (1 - 2 * gap), clip_on=False, **look))
+    wide, high = len(shape.columns), len(shape.row_names)
+    frame = Outline([(0, 0), (wide, 0), (wide, high), (0, high), (0, 0)])
     axes.add_patch(PathPatch(frame, facecolor="none", edgecolor=RULE, linewidth=1, clip_on=False))
 
 
-def _square(i: int, j: int) -> Outline:
-    gap = 0.03
-    corners = [(j + gap, i + gap), (j + 1 - gap, i + gap), (j + 1 - gap, i + 1 - gap), (j + gap, i + 1 - gap), (0, 0)]
-    return Outline(corners, [Outline.MOVETO, Outline.LINETO, Outline.LINETO, Outline.LINETO, Outline.CLOSEPOLY])
+def _strokes(cells: Sequence[tuple[int, int]], gap: float) -> Outline:
+    # a stroke as thick as a cell takes a third of the bytes of a square
+    points = [(x, i + 0.5) for i, j in cells for x in (j + gap, j + 1 - gap)]
+    return Outline(points, [Outline.MOVETO, Outline.LINETO] * len(cells))
 
 
 def _cell_texts(axes: Axes, shape: Matrix) -> None:
@@ -327,35 +330,48 @@ def _cell_texts(axes: Axes, shape: Matrix) -> None:
 # --- reliability -------------------------------------------------------------------------------------------------------
 
 
-_DIAGONAL = 39.0  # degrees of the diagonal in the upper pair of axes
-
-
 def _reliability(shape: Reliability) -> Canvas:
-    wide, high, left = _HALF, 512, 64
-    canvas, axes = _axes(wide, high, left, 14, 24, 150)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(0, 1)
-    axes.plot([0, 1], [0, 1], color=WARM, linewidth=1.4, linestyle=(0, (4, 3)))
-    axes.text(0.07, 0.1, "perfectly calibrated", color=WARM, fontsize=11, rotation=_DIAGONAL, rotation_mode="anchor")
-    for x, low, top in zip(shape.confidence, shape.low, shape.high, strict=True):
-        if x is not None and low is not None and top is not None:
-            axes.plot([x, x], [low, top], color=ACCENT, linewidth=1.6, clip_on=False)
+    high, left, top = 528, 64, 30
+    canvas, axes = _axes(_HALF, high, left, top, 24, 150)
+    start = _calibration_start(shape)
+    axes.set_xlim(start, 1)
+    axes.set_ylim(start, 1)
+    dashed: dict[str, Any] = {"color": WARM, "linewidth": 1.4, "linestyle": (0, (4, 3)), "clip_on": False}
+    axes.plot([start, 1], [start, 1], **dashed)
+    above = 1 + 14 / (high - top - 150)
+    axes.plot([0, 0.06], [above, above], transform=axes.transAxes, **dashed)
+    axes.text(0.075, above, "right as often as it says", color=WARM, va="center", transform=axes.transAxes)
+    for x, low, upper in zip(shape.confidence, shape.low, shape.high, strict=True):
+        if x is not None and low is not None and upper is not None:
+            axes.plot([x, x], [low, upper], color=ACCENT, linewidth=1.6, clip_on=False)
     points = [(x, y) for x, y in zip(shape.confidence, shape.accuracy, strict=True) if x is not None and y is not None]
     axes.plot([x for x, _ in points], [y for _, y in points], "-o", color=ACCENT, markersize=7, clip_on=False)
     axes.set_ylabel(clip(shape.ylabel, 60), labelpad=8)
     axes.tick_params(axis="y", labelcolor=MUTED)
     axes.set_xticklabels([])
-    counts = _add_axes(canvas, wide, high, left, high - 132, 24, 48)
-    counts.grid(visible=False, axis="x")
-    bins = [(x, n) for x, n in zip(shape.confidence, shape.n, strict=True) if x is not None]
-    counts.bar([x for x, _ in bins], [n for _, n in bins], width=0.5 / max(len(bins), 5), color=BAR)
-    counts.set_xlim(0, 1)
-    counts.set_ylim(0, 1.08 * max([n for _, n in bins] or [0]) or 1)
-    counts.yaxis.set_major_locator(MaxNLocator(2, integer=True))
-    counts.tick_params(axis="y", labelcolor=MUTED)
-    counts.set_ylabel("samples", labelpad=8)
-    counts.set_xlabel(clip(shape.xlabel, 60), labelpad=8)
+    _counts(_add_axes(canvas, _HALF, high, left, high - 132, 24, 48), shape, start)
     return canvas
+
+
+def _counts(axes: Axes, shape: Reliability, start: float) -> None:
+    bins = sorted((x, n) for x, n in zip(shape.confidence, shape.n, strict=True) if x is not None)
+    # bins of equal mass crowd near 1: each bar is as wide as its distance to the next allows
+    steps = [0.06 * (1 - start), *(after - before for (before, _), (after, _) in pairwise(bins)), 0.06 * (1 - start)]
+    widths = [max(0.8 * min(one, other, steps[0]), 0.004 * (1 - start)) for one, other in pairwise(steps)]
+    axes.bar([x for x, _ in bins], [n for _, n in bins], width=widths[: len(bins)], color=BAR)
+    axes.grid(visible=False, axis="x")
+    axes.set_xlim(start, 1)
+    axes.set_ylim(0, 1.08 * max([n for _, n in bins] or [0]) or 1)
+    axes.yaxis.set_major_locator(MaxNLocator(2, integer=True))
+    axes.tick_params(axis="y", labelcolor=MUTED)
+    axes.set_ylabel("samples", labelpad=8)
+    axes.set_xlabel(clip(shape.xlabel, 60), labelpad=8)
+
+
+def _calibration_start(shape: Reliability) -> float:
+    # a network that is sure of nearly everything has all its points in one corner of [0, 1]
+    least = min(finite_values(shape.confidence, shape.accuracy, shape.low), default=0.0)
+    return max(0.0, min(0.9, math.floor(10 * least) / 10)) if least >= 0.2 else 0.0
 
 
 # --- curve and scatter -------------------------------------------------------------------------------------------------
@@ -453,7 +469,7 @@ def _inline(canvas: Canvas, label: str, prefix: str) -> str:
     body = "".join(writer.element(child) for child in root)
     return (
         f'<svg class="chart" role="img" aria-label="{escape(clip(label, 400))}" viewBox="0 0 {wide:g} {high:g}" '
-        f'width="{wide:g}" height="{high:g}">{body}</svg>'
+        f'width="{wide:g}" height="{high:g}" style="min-width:{0.7 * wide:.0f}px">{body}</svg>'
     )
 
 

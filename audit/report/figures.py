@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Self
 
@@ -281,8 +281,27 @@ def data_table(figure: Figure, shape: Shape | None, max_rows: int) -> DataTable:
 def shown_table(columns: list[str], rows: Sequence[Sequence[JsonValue]], max_rows: int) -> DataTable:
     """Return the first rows as text, and which columns hold nothing but numbers."""
     kept = rows[:max_rows]
-    numeric = [all(isinstance(row[i], (int, float, type(None))) for row in kept if i < len(row)) for i in range(len(columns))]
-    return DataTable(columns, [[cell(value) for value in row] for row in kept], numeric, len(rows) - len(kept))
+    formats = [_column([row[i] for row in kept if i < len(row)]) for i in range(len(columns))]
+    shown = [[formats[i](value) if i < len(formats) else cell(value) for i, value in enumerate(row)] for row in kept]
+    return DataTable(columns, shown, [form is not cell for form in formats], len(rows) - len(kept))
+
+
+def _column(values: list[JsonValue]) -> Callable[[JsonValue], str]:
+    """Return how to write the cells of a column: numbers alike, so that they line up, and in digits that can be copied."""
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    if not numbers or len(numbers) < sum(v is not None for v in values):
+        return cell
+    shares = max(map(abs, numbers)) <= 1 and any(isinstance(v, float) and not v.is_integer() for v in numbers)
+    return _share if shares else _plain_number
+
+
+def _share(value: JsonValue) -> str:
+    fits = isinstance(value, (int, float)) and (value == 0 or abs(value) >= 5e-4)
+    return f"{value:.4f}" if fits else _plain_number(value)
+
+
+def _plain_number(value: JsonValue) -> str:
+    return cell(value)
 
 
 def finite_values(*columns: Sequence[float | None] | None) -> list[float]:

@@ -13,11 +13,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from audit.report import text, view
-from audit.report.figures import DataTable, FeatureChange, Gallery, GalleryItem, Shape, data_table, read, shown_table
+from audit.report.figures import Change, DataTable, FeatureChange, Gallery, GalleryItem, Shape, data_table, read, shown_table
 from audit.report.pictures import address, decode, shrink
 from audit.result import CheckResult, Figure, Result, Table
 
 MAX_BYTES = 2_000_000
+MOST_ROWS, MOST_COLUMNS = 8, 8  # of the rows that an attack changed
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -158,6 +159,7 @@ def _environment(folder: Path, measure: Measure) -> Environment:
         finalize=lambda value: _finalize(value, measure.characters),
     )
     environment.filters["prose"] = lambda value, limit=measure.characters: _prose(value, min(limit, measure.characters))
+    environment.filters["command"] = lambda value: _options(text.clip(value, measure.characters))
     environment.filters["breakable"] = _breakable
     environment.filters["clip"] = text.clip
     environment.filters["cell"] = text.cell
@@ -174,8 +176,15 @@ def _finalize(value: Any, limit: int) -> Any:
 
 def _prose(value: str, limit: int) -> Markup:
     """Return prose as text that keeps its lines, a number with its percent sign, and an option in one piece."""
-    whole = re.sub(r"(?<=\d) %", "\u00a0%", text.clip(value, limit, newlines=True))
-    pieces = re.split(r"((?<![\w-])--[a-z][a-z-]{1,30})", whole)
+    shown = text.clip(value, limit, newlines=True)
+    if shown.endswith("…") and not value.endswith("…"):
+        shown = re.sub(r"\s+\S{1,20}…$", " …", shown)  # end at a word
+    return _options(re.sub(r"(?<=\d) %", "\u00a0%", shown))
+
+
+def _options(shown: str) -> Markup:
+    """Return text whose command-line options do not break after their dashes."""
+    pieces = re.split(r"((?<![\w-])--[a-z][a-z-]{1,30})", shown)
     options = (Markup('<span class="nowrap">{}</span>').format(piece) for piece in pieces[1::2])
     return Markup("").join(piece for pair in zip_longest(pieces[::2], options, fillvalue="") for piece in pair)
 
@@ -217,8 +226,8 @@ def _figure(figure: Figure, anchor: str, measure: Measure, pictures: _Pictures) 
         note = _left_out(len(shape.items) - len(items), "sample", "that the page has no room for")
         return ShownFigure(figure, anchor, table, items=items, note=note)
     if isinstance(shape, FeatureChange):
-        changes = [_changed_row(shape, index) for index in range(min(len(shape.items), 8))]
-        return ShownFigure(figure, anchor, table, changes=changes, note=_left_out(len(shape.items) - 8, "row"))
+        changes = [_changed_row(shape, index) for index in range(min(len(shape.items), MOST_ROWS))]
+        return ShownFigure(figure, anchor, table, changes=changes, note=_left_out(len(shape.items) - MOST_ROWS, "row"))
     svg = None if shape is None else charts.draw(figure.kind, figure.title, shape, anchor)
     chart = None if svg is None else Markup(svg)  # noqa: S704 - written by charts, which escapes every label
     return ShownFigure(
@@ -264,9 +273,14 @@ def _changed_row(shape: FeatureChange, index: int) -> ChangedRow:
             text.signed(after - before),
             size / largest,
         )
-        for size, column, before, after in changed[:12]
+        for size, column, before, after in changed[:MOST_COLUMNS]
     ]
-    return ChangedRow(item.id, item.caption, columns, max(0, len(changed) - 12))
+    return ChangedRow(item.id, _own(item), columns, max(0, len(changed) - MOST_COLUMNS))
+
+
+def _own(item: GalleryItem | Change) -> str:
+    """Return the caption without the sample's number, which stands before it."""
+    return item.caption.removeprefix(f"sample {item.id}: ")
 
 
 class _Pictures:
@@ -282,7 +296,7 @@ class _Pictures:
         """Yield the samples of a gallery whose pictures can be shown."""
         for item in gallery.items[: self._limit]:
             pictures = [self._picture(gallery, item, panel) for panel in range(len(item.images))]
-            yield ShownItem(item.id, item.caption, [picture for picture in pictures if picture is not None])
+            yield ShownItem(item.id, _own(item), [picture for picture in pictures if picture is not None])
 
     def _picture(self, gallery: Gallery, item: GalleryItem, panel: int) -> ShownPicture | None:
         name = text.clip(gallery.panels[panel], 60)

@@ -41,16 +41,14 @@ def _scorecard(result: Result) -> list[str]:
 def _rows(result: Result) -> Iterable[str]:
     for group in view.scorecard(result):
         for score in group.scores:
-            metric = markdown_id(score.metric.id) if score.metric else markdown(score.note)
-            figures = [group.check.id, metric, markdown(score.value, 80), markdown(score.interval, 120)]
+            name = score.metric.id if score.metric else f"{group.name}.{score.name}" if score.name else ""
+            metric = markdown_id(name) if name else markdown(score.note)
+            figures = [group.name, metric, markdown(score.value, 80), markdown(score.interval, 120)]
             for limit in score.limits:
                 words = limit.words + ("" if limit.judgement.required else " (not required)")
                 yield _row(*figures, words, limit.margin, f"**{view.STATUSES[limit.status]}**")
             if not score.limits:
                 yield _row(*figures, "–", "–", view.STATUSES[score.status])
-    for limit in view.unmatched_limits(result):
-        metric = markdown_id(limit.judgement.metric)
-        yield _row("–", metric, "–", "–", limit.words, "–", f"**{view.STATUSES[limit.status]}**")
 
 
 def _row(*cells: str) -> str:

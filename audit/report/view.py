@@ -31,9 +31,12 @@ STATUSES = {
     "not_ok": "does not hold",
 }
 KINDS = {
-    "estimate": "estimate",
-    "upper": "upper bound on the truth: no attack found a lower one",
-    "lower": "lower bound on the truth: certified, the truth may be better",
+    ("estimate", "higher"): "estimate",
+    ("estimate", "lower"): "estimate",
+    ("upper", "higher"): "upper bound on the truth: no attack found a lower one",
+    ("upper", "lower"): "upper bound on the truth: it is at most this",
+    ("lower", "higher"): "lower bound on the truth: it is at least this",
+    ("lower", "lower"): "lower bound on the truth: a stronger attack may raise it",
 }
 DIRECTIONS = {"higher": "higher is better", "lower": "lower is better"}
 SEVERITIES = ("high", "medium", "low", "info")
@@ -97,10 +100,11 @@ class Score:
 
 @dataclass(frozen=True)
 class ScoreGroup:
-    """All rows of the scorecard of one check."""
+    """All rows of the scorecard of one check, or of the limits on metrics of no check that ran."""
 
-    check: CheckResult
+    name: str
     anchor: str
+    status: str
     scores: list[Score]
 
 
@@ -167,9 +171,10 @@ def limits(result: Result) -> list[Limit]:
 
 
 def scorecard(result: Result) -> list[ScoreGroup]:
-    """Return the headline metrics and those with a limit, check by check.
+    """Return the headline metrics and all that have a limit, check by check.
 
-    A check's headline metrics are those with ``params.headline``; where none has it, the first two.
+    A check's headline metrics are those with ``params.headline``; where none has it, the first two. A limit on a metric that
+    was not measured stands with its check; where no such check ran, in a group of its own at the end.
     """
     names = anchors(result)
     by_metric: dict[str, list[Limit]] = {}
@@ -177,16 +182,20 @@ def scorecard(result: Result) -> list[ScoreGroup]:
         by_metric.setdefault(limit.judgement.metric, []).append(limit)
     groups = []
     for i, check in enumerate(result.checks):
-        chosen = _headline(check, set(by_metric))
-        scores = [_score(metric, by_metric.get(metric.id, []), check) for metric in chosen]
-        groups.append(ScoreGroup(check, names[i], scores or [_no_score(check)]))
+        scores = [_score(metric, by_metric.get(metric.id, []), check) for metric in _headline(check, set(by_metric))]
+        measured = {metric.id for metric in check.metrics}
+        for metric_id in [name for name in by_metric if name.startswith(f"{check.id}.") or name in measured]:
+            unmet = by_metric.pop(metric_id)
+            if metric_id not in measured:
+                scores.append(_no_score(check, metric_id.split(".", 1)[1], unmet))
+        groups.append(ScoreGroup(check.id, names[i], check.status, scores or [_no_score(check, "", [])]))
+    if by_metric:
+        left = [
+            Score(None, metric_id, text.DASH, text.DASH, "no check measured it", some, _worst(some), None)
+            for metric_id, some in by_metric.items()
+        ]
+        groups.append(ScoreGroup("no check", "limits", "measured", left))
     return groups
-
-
-def unmatched_limits(result: Result) -> list[Limit]:
-    """Return the limits on metrics that this result does not hold."""
-    known = result.metrics()
-    return [limit for limit in limits(result) if limit.judgement.metric not in known]
 
 
 def facts(result: Result) -> list[Facts]:
@@ -260,8 +269,7 @@ def _headline(check: CheckResult, limited: set[str]) -> list[Metric]:
 
 
 def _score(metric: Metric, its_limits: list[Limit], check: CheckResult) -> Score:
-    outcomes = [limit.status for limit in its_limits]
-    status = next((word for word in ("fail", "incomplete", "waived", "pass") if word in outcomes), "no_limit")
+    status = _worst(its_limits)
     if status == "no_limit" and check.status != "measured":
         status = check.status
     note = metric.detail if metric.value is None else ""
@@ -277,9 +285,15 @@ def _score(metric: Metric, its_limits: list[Limit], check: CheckResult) -> Score
     )
 
 
-def _no_score(check: CheckResult) -> Score:
-    note = text.clip(check.reason or "no figure was recorded", 160)
-    return Score(None, "", text.DASH, text.DASH, note, [], check.status, None)
+def _no_score(check: CheckResult, name: str, its_limits: list[Limit]) -> Score:
+    note = text.clip(check.reason or "not measured", 160)
+    status = _worst(its_limits) if its_limits else check.status
+    return Score(None, name, text.DASH, text.DASH, note, its_limits, status, None)
+
+
+def _worst(its_limits: Sequence[Limit]) -> str:
+    outcomes = [limit.status for limit in its_limits]
+    return next((word for word in ("fail", "incomplete", "waived", "pass") if word in outcomes), "no_limit")
 
 
 def _strip(metric: Metric, its_limits: Sequence[Limit]) -> Strip | None:

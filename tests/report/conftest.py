@@ -61,62 +61,107 @@ def figures() -> dict[str, Figure]:
     forest = {"labels": GROUPS, "values": share, "low": low, "high": high, "n": [140, 1204, 88, 51, 1377, 203, 4]}
     return {
         "bars": Figure(
-            id="corruption.accuracy", kind="bars", title="Accuracy under each corruption, at severity 3 of 5",
+            id="corruption.accuracy",
+            kind="bars",
+            title="Accuracy under each corruption, at severity 3 of 5",
             data={
                 "labels": ["Gaussian noise", "shot noise", "impulse noise", "defocus blur", "fog", "JPEG"],
-                "values": [0.81, 0.78, 0.62, 0.9, 0.44, 0.955], "low": [0.78, 0.75, 0.58, 0.88, 0.4, 0.94],
-                "high": [0.84, 0.81, 0.66, 0.92, 0.48, 0.967], "xlabel": "accuracy", "ylabel": "corruption",
-                "reference": 0.972, "reference_label": "clean",
+                "values": [0.81, 0.78, 0.62, 0.9, 0.44, 0.955],
+                "low": [0.78, 0.75, 0.58, 0.88, 0.4, 0.94],
+                "high": [0.84, 0.81, 0.66, 0.92, 0.48, 0.967],
+                "xlabel": "accuracy",
+                "ylabel": "corruption",
+                "reference": 0.972,
+                "reference_label": "clean",
             },
         ),
         "forest": Figure(
-            id="fairness.accuracy", kind="forest", title="Accuracy in each group, with 95 % intervals",
+            id="fairness.accuracy",
+            kind="forest",
+            title="Accuracy in each group, with 95 % intervals",
             data={**forest, "xlabel": "accuracy", "ylabel": "group", "reference": 0.921, "reference_label": "all"},
         ),
         "matrix": Figure(
-            id="performance.confusion", kind="matrix", title="Predicted class against true class",
+            id="performance.confusion",
+            kind="matrix",
+            title="Predicted class against true class",
             data={"rows": DIGITS, "columns": DIGITS, "values": confusion.tolist(), "xlabel": "predicted", "ylabel": "true"},
         ),
         "reliability": Figure(
-            id="calibration.reliability", kind="reliability", title="How often the network is right when it says so",
+            id="calibration.reliability",
+            kind="reliability",
+            title="How often the network is right when it says so",
             data={
-                "confidence": [0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.96], "accuracy": [0.3, 0.38, 0.5, 0.52, 0.66, 0.74, 0.97],
-                "low": [0.1, 0.2, 0.38, 0.42, 0.58, 0.69, 0.96], "high": [0.6, 0.58, 0.62, 0.62, 0.73, 0.79, 0.98],
+                "confidence": [0.35, 0.45, 0.55, 0.65, 0.75, 0.85, 0.96],
+                "accuracy": [0.3, 0.38, 0.5, 0.52, 0.66, 0.74, 0.97],
+                "low": [0.1, 0.2, 0.38, 0.42, 0.58, 0.69, 0.96],
+                "high": [0.6, 0.58, 0.62, 0.62, 0.73, 0.79, 0.98],
                 "n": [10, 22, 61, 90, 140, 310, 1367],
+                "xlabel": "confidence",
+                "ylabel": "share that is right",
             },
         ),
         "curve": Figure(
-            id="robustness.curve", kind="curve", title="Accuracy as the attack may change more of the input",
+            id="robustness.curve",
+            kind="curve",
+            title="Accuracy as the attack may change more of the input",
             data={
                 "series": [
-                    {"name": "no attack found", "x": x.tolist(), "y": curve.tolist(), "low": (curve * 0.96).tolist(),
-                     "high": np.minimum(curve * 1.04, 1).tolist()},
+                    {
+                        "name": "no attack found",
+                        "x": x.tolist(),
+                        "y": curve.tolist(),
+                        "low": (curve * 0.96).tolist(),
+                        "high": np.minimum(curve * 1.04, 1).tolist(),
+                    },
                     {"name": "certified", "x": x.tolist(), "y": [*np.maximum(0.98 - 9 * x, 0)[:8].tolist(), *[None] * 5]},
                 ],
-                "xlabel": "radius ε (L∞)", "ylabel": "accuracy",
+                "xlabel": "radius ε (L∞)",
+                "ylabel": "accuracy",
             },
         ),
         "scatter": Figure(
-            id="performance.predictions", kind="scatter", title="Predicted against true values",
-            data={"x": truth.tolist(), "y": (truth + rng.normal(0, 25, 300)).tolist(), "xlabel": "true",
-                  "ylabel": "predicted", "diagonal": True},
+            id="performance.predictions",
+            kind="scatter",
+            title="Predicted against true values",
+            data={
+                "x": truth.tolist(),
+                "y": (truth + rng.normal(0, 25, 300)).tolist(),
+                "xlabel": "true",
+                "ylabel": "predicted",
+                "diagonal": True,
+            },
         ),
         "gallery": Figure(
             id="robustness.examples", kind="gallery", title="Images that the network no longer recognises", data=gallery()
         ),
         "feature_change": Figure(
-            id="robustness.changes", kind="feature_change", title="Rows whose prediction changed",
+            id="robustness.changes",
+            kind="feature_change",
+            title="Rows whose prediction changed",
             data={
                 "columns": ["age", "income", "debt ratio", "open accounts"],
                 "items": [
-                    {"id": 4, "caption": "granted → refused", "clean": [41, 32000.0, 0.31, 4], "adversarial": [41, 31650.0, 0.36, 5]},
-                    {"id": 9, "caption": "refused → granted", "clean": [23, 18000.0, 0.52, 1], "adversarial": [23, 18000.0, 0.49, 1]},
+                    {
+                        "id": 4,
+                        "caption": "granted → refused",
+                        "clean": [41, 32000.0, 0.31, 4],
+                        "adversarial": [41, 31650.0, 0.36, 5],
+                    },
+                    {
+                        "id": 9,
+                        "caption": "refused → granted",
+                        "clean": [23, 18000.0, 0.52, 1],
+                        "adversarial": [23, 18000.0, 0.49, 1],
+                    },
                 ],
                 "scale": [12.0, 9000.0, 0.2, 3.0],
             },
         ),
-        "unknown": Figure(id="performance.other", kind="hologram", title="A kind from the future", data={"a": [1, 2], "b": [3, 4]}),
-    }  # fmt: skip
+        "unknown": Figure(
+            id="performance.other", kind="hologram", title="A kind from the future", data={"a": [1, 2], "b": [3, 4]}
+        ),
+    }
 
 
 def metric(metric_id: str, value: float | None, low: float | None, high: float | None, **more: Any) -> Metric:
@@ -137,15 +182,34 @@ def checks() -> list[CheckResult]:
             metric("performance.mean_squared_error", 1523.442, 1402.1, 1650.9, direction="lower", unit="unit²"),
         ],
         evidence=[
-            Evidence(id="performance.beats_majority", ok=True, detail="Always answering the largest class is right on 11.4 %.", value=0.114)
+            Evidence(
+                id="performance.beats_majority",
+                ok=True,
+                detail="Always answering the largest class is right on 11.4 %.",
+                value=0.114,
+            )
         ],
-        findings=[Finding(severity="low", title="Class 8 is the weakest", detail="Accuracy of 93.1 % on class 8, against 97.2 % overall.", samples=[3, 77, 402])],
+        findings=[
+            Finding(
+                severity="low",
+                title="Class 8 is the weakest",
+                detail="Accuracy of 93.1 % on class 8, against 97.2 % overall.",
+                samples=[3, 77, 402],
+            )
+        ],
         outcomes=OutcomeTable.pack("ab" * 32, 3, {"performance.right": np.array([True, False, True])}),
         figures=[drawn["matrix"], drawn["reliability"], drawn["scatter"], drawn["unknown"]],
-        tables=[Table(id="performance.classes", title="Accuracy of each class", columns=["class", "accuracy", "n"], rows=[["0", 0.991, 196], ["8", 0.931, 201], ["9", None, 0]])],
+        tables=[
+            Table(
+                id="performance.classes",
+                title="Accuracy of each class",
+                columns=["class", "accuracy", "n"],
+                rows=[["0", 0.991, 196], ["8", 0.931, 201], ["9", None, 0]],
+            )
+        ],
         cost=Cost(forwards=2000, seconds=0.4),
         not_tested=["Data from other sources or later years than the test file."],
-    )  # fmt: skip
+    )
     robustness = CheckResult(
         id="robustness",
         status="measured",
@@ -154,21 +218,55 @@ def checks() -> list[CheckResult]:
         metrics=[
             metric("robustness.linf.accuracy", 0.613, 0.5912, 0.6344, kind="upper", params={"headline": True, "eps": 0.1}),
             metric("robustness.linf.certified_accuracy", 0.415, 0.393, 0.437, kind="lower", params={"headline": True}),
-            metric("robustness.linf.median_distance", None, 0.118, None, unit="L∞ distance", detail="more than 0.118: fewer than half were broken", params={"headline": True}),
+            metric(
+                "robustness.linf.median_distance",
+                None,
+                0.118,
+                None,
+                unit="L∞ distance",
+                detail="more than 0.118: fewer than half were broken",
+                params={"headline": True},
+            ),
         ],
         evidence=[
-            Evidence(id="robustness.loss_rises", ok=True, detail="The loss rose in 99.8 % of the attacked samples.", value=0.998),
-            Evidence(id="robustness.black_box_no_better", ok=False, detail="Square, which sees no gradient, broke 12 samples that gradient attacks did not: gradients may be masked.", value=12.0),
+            Evidence(
+                id="robustness.loss_rises", ok=True, detail="The loss rose in 99.8 % of the attacked samples.", value=0.998
+            ),
+            Evidence(
+                id="robustness.black_box_no_better",
+                ok=False,
+                detail="Square, which sees no gradient, broke 12 samples that gradient attacks did not: they may be masked.",
+                value=12.0,
+            ),
         ],
         findings=[
-            Finding(severity="high", title="Gradients may be masked", detail="An attack without gradients broke samples that attacks with gradients did not. The accuracy under attack may be lower still.", samples=list(range(17, 500, 31))),
-            Finding(severity="medium", title="Class 4 breaks first", detail="Half of class 4 is broken at radius 0.06, half of all others at 0.14.", samples=[48, 79]),
+            Finding(
+                severity="high",
+                title="Gradients may be masked",
+                detail="An attack without gradients broke samples that attacks with gradients did not. "
+                "The accuracy under attack may be lower still.",
+                samples=list(range(17, 500, 31)),
+            ),
+            Finding(
+                severity="medium",
+                title="Class 4 breaks first",
+                detail="Half of class 4 is broken at radius 0.06, half of all others at 0.14.",
+                samples=[48, 79],
+            ),
         ],
         figures=[drawn["curve"], drawn["gallery"], drawn["feature_change"]],
-        cost=Cost(forwards=812000, backwards=402000, seconds=61.2, parts={"robustness.linf.accuracy": Passes(forwards=800000, backwards=402000, seconds=60.0), "robustness.linf.certified_accuracy": Passes(forwards=12000, seconds=1.2)}),
+        cost=Cost(
+            forwards=812000,
+            backwards=402000,
+            seconds=61.2,
+            parts={
+                "robustness.linf.accuracy": Passes(forwards=800000, backwards=402000, seconds=60.0),
+                "robustness.linf.certified_accuracy": Passes(forwards=12000, seconds=1.2),
+            },
+        ),
         not_tested=["Changes larger than 0.1 in any pixel, rotations, and patches.", "Attackers who know the training data."],
         artifact="artifacts/robustness.npz",
-    )  # fmt: skip
+    )
     corruption = CheckResult(
         id="corruption",
         status="incomplete",
@@ -187,30 +285,67 @@ def checks() -> list[CheckResult]:
         question="Does it treat groups of people alike?",
         answer="Accuracy differs by at most 11 points between groups large enough to say so; the smallest group has 4 people.",
         metrics=[
-            metric("fairness.group.demographic_parity_difference", 0.062, 0.021, 0.108, direction="lower", method="bootstrap, stratified"),
+            metric(
+                "fairness.group.demographic_parity_difference",
+                0.062,
+                0.021,
+                0.108,
+                direction="lower",
+                method="bootstrap, stratified",
+            ),
             metric("fairness.group.worst_group_accuracy", 0.84, 0.711, 0.931, params={"headline": True}),
         ],
         figures=[drawn["forest"]],
         not_tested=["The group “not stated” (4 people): too few for any figure."],
-    )  # fmt: skip
+    )
     anomaly = CheckResult(
-        id="anomaly", status="not_applicable", reason="It needs training data: give them with --reference.",
-        question="Does it notice inputs unlike anything it was trained on?", answer="Not asked.",
-    )  # fmt: skip
+        id="anomaly",
+        status="not_applicable",
+        reason="It needs training data: give them with --reference.",
+        question="Does it notice inputs unlike anything it was trained on?",
+        answer="Not asked.",
+    )
     explanation = CheckResult(
-        id="explanation", status="error", reason="RuntimeError: the network has no layer that Grad-CAM could use.",
-        question="Do the explanations follow the network?", answer="Not answered: the check ended in an error.",
-    )  # fmt: skip
+        id="explanation",
+        status="error",
+        reason="RuntimeError: the network has no layer that Grad-CAM could use.",
+        question="Do the explanations follow the network?",
+        answer="Not answered: the check ended in an error.",
+    )
     return [performance, robustness, corruption, fairness, anomaly, explanation]
 
 
 POLICY = [
     Judgement(metric="performance.accuracy", min=0.95, bound=0.9638, p_fail=0.0003, outcome="pass"),
-    Judgement(metric="robustness.linf.accuracy", min=0.7, bound=0.5912, p_fail=1e-12, outcome="fail", reason="The whole interval lies below the limit; it stands although evidence is not ok."),
-    Judgement(metric="robustness.linf.certified_accuracy", min=0.4, bound=0.393, p_fail=0.09, outcome="incomplete", reason="The interval straddles the limit.", plan_for=7431),
-    Judgement(metric="fairness.group.demographic_parity_difference", max=0.1, bound=0.108, p_fail=0.04, outcome="waived", reason="Until 2031-01-01, by the risk board: new data are being collected."),
-    Judgement(metric="anomaly.autoencoder.auroc", min=0.9, outcome="incomplete", required=False, reason="The check did not run."),
-]  # fmt: skip
+    Judgement(
+        metric="robustness.linf.accuracy",
+        min=0.7,
+        bound=0.5912,
+        p_fail=1e-12,
+        outcome="fail",
+        reason="The whole interval lies below the limit; it stands although evidence is not ok.",
+    ),
+    Judgement(
+        metric="robustness.linf.certified_accuracy",
+        min=0.4,
+        bound=0.393,
+        p_fail=0.09,
+        outcome="incomplete",
+        reason="The interval straddles the limit.",
+        plan_for=7431,
+    ),
+    Judgement(
+        metric="fairness.group.demographic_parity_difference",
+        max=0.1,
+        bound=0.108,
+        p_fail=0.04,
+        outcome="waived",
+        reason="Until 2031-01-01, by the risk board: new data are being collected.",
+    ),
+    Judgement(
+        metric="anomaly.autoencoder.auroc", min=0.9, outcome="incomplete", required=False, reason="The check did not run."
+    ),
+]
 
 SENTENCES = {
     "pass": "All 4 required limits are met on 2,000 samples.",
@@ -238,7 +373,7 @@ def rich(verdict: str = "fail", **changes: Any) -> Result:
             python="3.11.7",
             platform="Linux x86_64",
             git={"commit": "0f1e2d3", "dirty": False},
-            command="audit run cnn.safetensors --arch nets.py:SmallCNN --data test.npz --profile standard --checks performance,robustness",
+            command="audit run cnn.safetensors --arch nets.py:SmallCNN --data test.npz --checks performance,robustness",
         ),
         "model": ModelInfo(
             source="cnn.safetensors",

@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -99,7 +100,7 @@ def test_everything_of_the_result_is_shown(page: Page, result: Result) -> None:
             assert said.replace(" %", "\u00a0%") in page.text.replace(" %", "\u00a0%")
         for metric in check.metrics:
             assert metric.id in page.text
-            assert view.KINDS[metric.kind] in page.text
+            assert view.KINDS[metric.kind, metric.direction] in page.text
         for evidence in check.evidence:
             assert evidence.id in page.text
         for figure in check.figures:
@@ -121,13 +122,20 @@ def test_no_word_of_praise(make_result: Any) -> None:
 
 
 def test_scorecard_prefers_headline_metrics_else_the_first_two(result: Result) -> None:
-    groups = {group.check.id: [score.name for score in group.scores] for group in view.scorecard(result)}
+    groups = {group.name: [score.name for score in group.scores] for group in view.scorecard(result)}
     assert groups["performance"] == ["accuracy"]
     assert groups["robustness"] == ["linf.accuracy", "linf.certified_accuracy", "linf.median_distance"]
     # the limit brings in the metric that is no headline
     assert groups["fairness"] == ["group.demographic_parity_difference", "group.worst_group_accuracy"]
     assert groups["corruption"] == ["mean_accuracy"]
-    assert groups["anomaly"] == [""]
+    assert groups["anomaly"] == ["autoencoder.auroc"]  # not measured, but there is a limit on it
+    assert groups["explanation"] == [""]
+
+
+def test_limit_on_what_no_check_measured_stands_in_the_scorecard() -> None:
+    result = tiny([empty_check()], policy=[Judgement(metric="b.c", min=0.5, outcome="incomplete")])
+    assert [group.name for group in view.scorecard(result)] == ["a", "no check"]
+    assert "no check measured it" in Page(html.render(result)).text
 
 
 def test_margin_is_negative_beyond_the_limit() -> None:
@@ -171,7 +179,7 @@ def test_readable_by_a_screen_reader(page: Page) -> None:
     levels = [int(tag[1]) for tag, _ in page.elements if re.fullmatch("h[1-6]", tag)]
     assert levels[0] == 1
     assert levels.count(1) == 1
-    assert all(after <= before + 1 for before, after in zip(levels, levels[1:], strict=False))
+    assert all(after <= before + 1 for before, after in pairwise(levels))
     for landmark in ("main", "header", "nav", "footer"):
         assert page.all(landmark)
     assert len(page.all("caption")) == len(page.all("table"))
@@ -233,6 +241,7 @@ def test_each_figure_has_its_data_beside_it(result: Result, page: Page) -> None:
     assert "3 → 6, broken by APGD-CE" in page.text  # the captions are the gallery's data
 
 
+@pytest.mark.slow
 def test_large_result_stays_small_and_says_so(make_figures: Any) -> None:
     import base64
 

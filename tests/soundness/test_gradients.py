@@ -1,0 +1,138 @@
+"""Networks whose gradients lie, each with a clean twin: robustness is *incomplete* for the one and *measured* for the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import audit
+
+
+class Digits(nn.Module):
+    """A linear network over the pixels, good enough to be right, with a place for a defect on either side."""
+
+    def __init__(self, net: nn.Module, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.before, self.after = net, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.after(self.net(self.before(x)))
+
+
+def same(x: Tensor) -> Tensor:
+    return x
+
+
+def quantised(x: Tensor) -> Tensor:
+    """Input rounded to 64 levels: the gradient is zero everywhere, the network is as brittle as before."""
+    return (x * 64).round() / 64
+
+
+def thermometer(x: Tensor) -> Tensor:
+    """Quantised, with a gradient that is detached on top."""
+    return x.detach()
+
+
+def shattered(x: Tensor) -> Tensor:
+    """Add a fine saw-tooth whose slope points anywhere but to the boundary."""
+    return x + 0.01 * torch.sin(6000 * x)
+
+
+def noisy(x: Tensor) -> Tensor:
+    """Fresh noise in each forward: the attack aims at yesterday's network."""
+    return x + 0.3 * torch.randn_like(x)
+
+
+def saturated(z: Tensor) -> Tensor:
+    """Probabilities in place of logits, rounded to 0 and 1 by a temperature of 1/500, by a path that cannot be undone."""
+    e = torch.exp((z - z.amax(dim=1, keepdim=True)) * 500)
+    return e / e.sum(dim=1, keepdim=True)
+
+
+DEFECTS = [
+    pytest.param(quantised, same, "gradients_nonzero", id="input rounded"),
+    pytest.param(thermometer, same, "gradients_nonzero", id="gradient cut"),
+    pytest.param(noisy, same, "verified", id="random noise in the forward"),
+    pytest.param(shattered, same, "", id="gradient shattered"),
+    pytest.param(same, saturated, "gradients_nonzero", id="probabilities saturated"),
+]
+
+
+@pytest.fixture(scope="module")
+def trained() -> tuple[nn.Module, audit.Dataset]:
+    from sklearn.datasets import load_digits
+
+    from audit.demo_nets import DigitsNet, fit
+
+    bunch = load_digits()
+    x = torch.tensor((bunch.images[:, None] / 16).astype(np.float32))
+    y = torch.tensor(bunch.target)
+    torch.manual_seed(0)
+    net = DigitsNet()
+    fit(net, x[:1200], y[:1200], epochs=15)
+    return net, audit.Dataset(x[1200:1500], y[1200:1500])
+
+
+def robustness(net: nn.Module, data: audit.Dataset, **options: object) -> audit.Result:
+    settings = {"checks": ["robustness"], "profile": "quick", "eps": 0.1, "bounds": (0, 1), "device": "cpu"}
+    policy = {"limit": [{"metric": "robustness.linf.accuracy", "min": 0.01}]}
+    return audit.run(net, data, policy=policy, **{**settings, **options})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("before", "after", "evidence"), DEFECTS)
+def test_a_gradient_that_lies_is_never_a_pass(trained, before, after, evidence: str):
+    net, data = trained
+    torch.manual_seed(0)
+    result = robustness(Digits(net, before, after), data)
+    check = result["robustness"]
+    failed = [e.id for e in check.evidence if not e.ok]
+    assert check.status == "incomplete", f"{check.answer} {[(e.id, e.value) for e in check.evidence]}"
+    assert result.verdict == "incomplete"
+    assert result.exit_code == 4
+    assert not evidence or f"robustness.linf.{evidence}" in failed
+
+
+def test_the_clean_twin_is_not_accused(trained):
+    net, data = trained
+    result = robustness(Digits(net, same, same), data)
+    check = result["robustness"]
+    assert check.status == "measured", check.reason
+    assert result.policy[0].outcome in ("pass", "fail")
+
+
+def test_dead_units_are_not_taken_for_a_masked_gradient():
+    """Where a network is flat, because its units are off, the gradient is zero and tells the truth."""
+    torch.manual_seed(0)
+    x = torch.rand(300, 2)
+    net = nn.Sequential(nn.Linear(2, 1), nn.ReLU(), nn.Linear(1, 2))
+    net[0].weight.data, net[0].bias.data = torch.tensor([[4.0, 0.0]]), torch.tensor([-2.0])
+    net[2].weight.data, net[2].bias.data = torch.tensor([[-3.0], [3.0]]), torch.tensor([1.0, -1.0])
+    with torch.no_grad():
+        y = net(x).argmax(dim=1)
+        flat = float((net[1](net[0](x)) == 0).float().mean())
+    assert 0.3 < flat < 0.7
+    result = robustness(net, audit.Dataset(x, y), eps=0.05)
+    evidence = {e.id: e for e in result["robustness"].evidence}
+    assert evidence["robustness.linf.gradients_nonzero"].ok, evidence["robustness.linf.gradients_nonzero"].detail
+
+
+def test_a_proper_softmax_at_the_end_is_undone_and_not_accused(trained):
+    net, data = trained
+    plain = robustness(net, data)
+    softmax = robustness(nn.Sequential(net, nn.Softmax(dim=1)), data)
+    assert softmax["robustness"].status == "measured", softmax["robustness"].reason
+    assert softmax["robustness"].metrics[0].value == plain["robustness"].metrics[0].value
+
+
+def test_a_network_that_gets_nothing_right_is_not_robust():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    x = torch.rand(40, 1, 2, 2)
+    with torch.no_grad():
+        y = (net(x).argmax(dim=1) + 1) % 3
+    result = robustness(net, audit.Dataset(x, y))
+    assert result["robustness"].status == "incomplete"
+    assert "no sample was right" in (result["robustness"].reason or "")
