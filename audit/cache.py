@@ -63,7 +63,7 @@ class Cache:
         if path is None or not path.is_file():
             return None
         try:
-            with np.load(path, allow_pickle=False) as stored:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
                 arrays = {name: stored[name] for name in stored.files}
             cost = arrays.pop(COST)
             return FinishedJob(arrays, Passes(forwards=int(cost[0]), backwards=int(cost[1]), seconds=float(cost[2])))

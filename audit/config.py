@@ -20,7 +20,8 @@ from audit.errors import UsageError, closest
 from audit.files import read_file
 
 PROFILES = ("quick", "standard", "thorough", "exhaustive")
-MAX_TOML = 2**20
+MAX_TOML = 2**18
+MOST_DOTS = 500
 MAX_SETTING = 2**16
 MOST_NESTED = 12
 TOO_DEEP = f"its tables or lists are nested more than {MOST_NESTED} deep"
@@ -124,14 +125,11 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     content = read_file(Path(path), "configuration", UsageError, MAX_TOML)
     try:
-        values = tomllib.loads(content.decode("utf-8"))
+        return _parse(content.decode("utf-8"))
     except RecursionError:
         raise UsageError(f"{path} is not a configuration: {TOO_DEEP}") from None
-    except (tomllib.TOMLDecodeError, ValueError) as error:
-        raise UsageError(f"{path} is not TOML: {error}") from None
-    if _depth(values) > MOST_NESTED:
-        raise UsageError(f"{path} is not a configuration: {TOO_DEEP}")
-    return values
+    except ValueError as error:
+        raise UsageError(f"{path} is not TOML: {str(error)[:300]}") from None
 
 
 def parse_setting(text: str) -> tuple[str, str, Any]:
@@ -140,19 +138,28 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
     section, dot, key = name.strip().partition(".")
     if not equals or not dot or not section or not key:
         raise UsageError(f"--set needs section.key=value, got {text!r}; for instance --set robustness.steps=100")
-    if len(value) > MAX_SETTING:
-        raise UsageError(f"--set {section}.{key} has {len(value):,} characters; at most {MAX_SETTING:,} are read")
-    parsed: Any = value.strip()
+    text = value.strip()
+    if len(text) > MAX_SETTING:
+        raise UsageError(f"--set {section}.{key} has {len(text):,} characters; at most {MAX_SETTING:,} are read")
     try:
-        held = tomllib.loads(f"value = {parsed}")
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError):
-        return section, key, parsed
+        held = _parse(f"value = {text}")
+    except RecursionError:
+        raise UsageError(f"--set {section}.{key}: {TOO_DEEP}") from None
+    except ValueError:
+        return section, key, text
     # A line break in the value would make more keys of it: then it is text.
-    if list(held) == ["value"]:
-        parsed = held["value"]
-    if _depth(parsed) > MOST_NESTED:
-        raise UsageError(f"--set {section}.{key}: {TOO_DEEP}")
-    return section, key, parsed
+    return section, key, held["value"] if list(held) == ["value"] else text
+
+
+def _parse(text: str) -> dict[str, Any]:
+    """Parse TOML; RecursionError where it is nested too deeply, ValueError where it is not TOML."""
+    # tomllib keeps each beginning of a dotted key, so that one of 500,000 parts (1 MB of text) fills the memory of a machine.
+    if max((line.count(".") for line in text.split("\n")), default=0) > MOST_DOTS:
+        raise ValueError(f"a line has more than {MOST_DOTS} dots: break a long list over several lines")
+    values = tomllib.loads(text)
+    if _depth(values) > MOST_NESTED:
+        raise RecursionError
+    return values
 
 
 def _depth(value: Any) -> int:

@@ -56,7 +56,7 @@ def metrics_page() -> str:
             f"- unit: {doc.unit}; range: {doc.range}; better: {doc.direction}",
             f"- what it is of the truth: {_kind(doc.kind)}",
             f"- interval: {doc.interval}",
-            f"- known bias: {doc.bias.rstrip('.')}",
+            f"- known bias: {doc.bias}",
             f"- source: {doc.source}",
             "",
         ]

@@ -8,7 +8,7 @@ import torch
 from audit import stats
 from audit.data.base import Dataset
 from audit.errors import DataError, IncompleteError, ModelError
-from audit.model.batching import is_out_of_memory
+from audit.model.batching import in_batches
 from audit.model.wrapper import Model
 
 LOOK_AT = 64
@@ -26,11 +26,11 @@ def preflight(model: Model, data: Dataset) -> None:
     """
     x = torch.from_numpy(np.ascontiguousarray(data.test.x[:LOOK_AT]))
     try:
-        x = _resolve(model, x, data)
+        model.resolve(x, data.test.y)
     except ModelError as error:
         raise _with_columns(error, data) from error
     with model.session(), torch.no_grad():
-        out = model.outputs(model.to_input(x))
+        (out,) = in_batches(lambda batch: (model.outputs(batch),), (model.to_input(x),), model.batch_size)
     if not bool(torch.isfinite(out).any()):
         raise ModelError(
             f"the network returns NaN or infinity for each of the first {len(x)} samples: is the data scaled as in training "
@@ -40,19 +40,6 @@ def preflight(model: Model, data: Dataset) -> None:
         _labels_fit(model, data)
     elif out.numel() != len(x):
         raise ModelError(f"a regression network should return one number a sample, got shape {tuple(out.shape)}")
-
-
-def _resolve(model: Model, x: torch.Tensor, data: Dataset) -> torch.Tensor:
-    """Have the model tell what it returns; return the samples that fitted into memory at once."""
-    while True:
-        try:
-            model.resolve(x, data.test.y)
-        except (RuntimeError, ModelError) as error:
-            if not is_out_of_memory(error.__cause__ or error) or len(x) == 1:
-                raise
-            x = x[: len(x) // 2]
-        else:
-            return x
 
 
 def expect_accuracy(correct: int, n: int, expected: float, confidence: float) -> None:

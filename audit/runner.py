@@ -486,7 +486,6 @@ def _plain(check: Check, status: str, reason: str) -> CheckResult:
         question=check.question,
         answer=f"{words[status]}: {reason}",
         findings=[Finding(severity="high", title=f"{check.id} was not measured", detail=reason)] if status == "error" else [],
-        not_tested=[f"{check.question} ({reason})"],
     )
 
 
@@ -522,7 +521,7 @@ def _key(model: Model, data: Dataset, config: Config) -> str:
             "data": [_part_key(data.test), None if data.reference is None else _part_key(data.reference)],
             "columns": [data.kind, data.columns, data.classes],
             "bounds": None if data.bounds is None else [side.tolist() for side in data.bounds],
-            "config": config.model_dump(mode="json", exclude={"policy": {"limit"}, "run": {"gate", "out", "checks", "skip"}}),
+            "config": _finite_json(config.model_dump(exclude={"policy": {"limit"}, "run": {"gate", "out", "checks", "skip"}})),
             "versions": [_version("audit"), torch.__version__, np.__version__, *map(_version, PACKAGES)],
             "plugins": sorted(
                 str(getattr(point.dist, "version", "")) + point.value for point in entry_points(group="audit.checks")
@@ -575,7 +574,7 @@ def _version(package: str) -> str:
 def _spec(config: Config, model: Model, command: str) -> Spec:
     return Spec(
         audit_version=_version("audit"),
-        config={name: _finite_json(section) for name, section in config.model_dump(mode="json").items()},
+        config={name: _finite_json(section) for name, section in config.model_dump().items()},
         policy_sha256=config.policy.sha256(),
         confidence=config.policy.confidence,
         seed=config.run.seed,

@@ -50,21 +50,24 @@ class ThreatModel:
     scale: NDArray[np.float64] | None = None
     mutable: NDArray[np.bool_] | None = None
 
-    def width(self) -> float:
-        """Width of the box in units of the radius: the widest mutable input."""
-        scale = self._scale()
-        width = np.broadcast_to(self.high - self.low, np.broadcast_shapes(np.shape(self.high - self.low), scale.shape))
-        ratio = width[scale > 0] / np.broadcast_to(scale, width.shape)[scale > 0] if scale.ndim else width / scale
-        return float(np.max(ratio)) if np.size(ratio) else 0.0
+    def reach(self, shape: tuple[int, ...]) -> float:
+        """Return the radius that reaches every corner of the box, for samples of this shape: its width, or in L2 its diagonal."""
+        width = np.broadcast_to(np.asarray(self.high) - np.asarray(self.low), shape)
+        scale = np.broadcast_to(self._scale(), shape)
+        ratio = width[scale > 0] / scale[scale > 0]
+        if ratio.size == 0:
+            return 0.0
+        return float(ratio.max()) if self.norm == "linf" else float(np.sqrt(np.sum(ratio**2)))
 
-    def check(self) -> None:
-        """Raise a UsageError where the radius is not between 0 and the width of the box."""
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise a UsageError where the radius is not between 0 and the size of the box of a sample of this shape."""
         if self.norm not in NORMS:
             raise UsageError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
-        width = self.width()
-        if not np.isfinite(self.eps) or self.eps < 0 or (self.norm == "linf" and self.eps > width):
-            hint = f": did you mean {self.eps:g}/255?" if self.eps > width and width <= 1 else ""
-            raise UsageError(f"eps must be between 0 and the width of the box ({width:g}), got {self.eps:g}{hint}")
+        most = self.reach(shape)
+        if not 0 <= self.eps <= most:
+            size = "width" if self.norm == "linf" else "diagonal"
+            hint = f": did you mean {self.eps:g}/255?" if self.eps > most and most <= 1 else ""
+            raise UsageError(f"eps must be between 0 and the {size} of the box ({most:g}), got {self.eps:g}{hint}")
 
     def _scale(self) -> NDArray[np.float64]:
         scale = np.asarray(1.0) if self.scale is None else np.asarray(self.scale, dtype=np.float64)
@@ -114,21 +117,24 @@ class Ball:
 
     def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Return the distance of each pair in units of the radius, computed in float64; infinite where a fixed input moved."""
-        delta = x_adv.double() - x.double()
-        if self.scale is not None:
-            scale = self.scale.double()
-            delta = torch.where(scale > 0, delta / scale.clamp_min(1e-300), torch.where(delta == 0, 0.0, torch.inf))
-        return delta.flatten(1).abs().amax(dim=1) if self.norm == "linf" else l2_norm(delta)
+        return self._size(x_adv.double() - x.double())
 
     def allows(self, x: Tensor, x_adv: Tensor) -> Tensor:
         """Tell which candidates lie in the box and the radius, but for the rounding of their floating-point type."""
         ulp = torch.finfo(x.dtype).eps
-        size = torch.maximum(x.abs(), x_adv.abs()).flatten(1).amax(dim=1).double() * ulp
-        unit = 1.0 if self.scale is None else float(self.scale[self.scale > 0].min()) if bool((self.scale > 0).any()) else 1.0
-        count = 1.0 if self.norm == "linf" else float(x[0].numel()) ** 0.5
-        near = self.distance(x, x_adv) <= self.eps * (1 + 4 * ulp) + 2 * count * size / unit
+        # Each input may be off by its own rounding: a wide column must not lend its slack to a narrow one.
+        slack = 2 * ulp * torch.maximum(x.abs(), x_adv.abs()).double()
+        delta = ((x_adv.double() - x.double()).abs() - slack).clamp_min(0.0)
+        near = self._size(delta) <= self.eps * (1 + 4 * ulp)
         inside = (x_adv >= torch.minimum(self.low, x)) & (x_adv <= torch.maximum(self.high, x))
         return near & inside.flatten(1).all(dim=1)
+
+    def _size(self, delta: Tensor) -> Tensor:
+        """Return the norm of each change in units of the radius; infinite where a fixed input moved."""
+        if self.scale is not None:
+            scale = self.scale.double()
+            delta = torch.where(scale > 0, delta / scale.clamp_min(1e-300), torch.where(delta == 0, 0.0, torch.inf))
+        return delta.flatten(1).abs().amax(dim=1) if self.norm == "linf" else l2_norm(delta)
 
     def _scaled(self, delta: Tensor) -> Tensor:
         if self.scale is None:
@@ -299,8 +305,8 @@ class Attack(ABC):
             Regression: how far the output must move.
         """
         threat = threat or self._threat(model)
-        threat.check()
         inputs, labels = model.to_input(_tensor(x)), _tensor(y).to(model.device)
+        threat.check(tuple(inputs.shape[1:]))
         sample_ids = torch.arange(len(inputs)) if ids is None else _tensor(ids)
         if model.output is None:
             model.resolve(inputs, labels.cpu().numpy())

@@ -7,13 +7,12 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
-from torch import Tensor
 
 from audit import stats
-from audit.attacks.base import NORMS, Attack, Norm, ThreatModel, as_columns, output_of, random_in_ball
+from audit.attacks import sanity
+from audit.attacks.base import NORMS, Attack, Norm, ThreatModel
 from audit.attacks.noise import UniformNoise
 from audit.attacks.pgd import PGD
 from audit.checks.base import (
@@ -31,13 +30,11 @@ from audit.checks.base import (
     predictions,
 )
 from audit.errors import UsageError, closest
-from audit.model.batching import in_batches
 from audit.result import CheckResult, Evidence, Figure, Finding, Metric, finite
 
 BUDGETS = {"quick": (20, 1), "standard": (40, 2), "thorough": (100, 5), "exhaustive": (200, 20)}
 EVIDENCE_SAMPLES = 128
 UNBOUNDED_STEPS = 100
-FLAT_DRAWS = 10
 GALLERY = 6
 
 
@@ -124,7 +121,7 @@ class Robustness(Check):
         if eps is not None and len(eps) != len(task.options.norm):
             raise UsageError(f"give one --eps for each --norm: got {len(task.options.norm)} norms and {len(eps)} radii")
         for norm in task.options.norm:
-            threat_model(task, norm).check()
+            threat_model(task, norm).check(task.data.test.x.shape[1:])
 
     def stages(self, task: Task) -> list[Stage]:
         """List the work: for each norm the attack, random noise beside it, and the attack without a radius."""
@@ -196,10 +193,7 @@ def _id(norm: str, part: str) -> str:
 
 def _stages(task: Task, norm: str) -> list[Stage]:
     threat = threat_model(task, norm)
-    steps, restarts = BUDGETS[task.profile]
-    steps, restarts = task.options.steps or steps, task.options.restarts or restarts
-    if task.model.task == "regression":
-        restarts = max(2, restarts)  # one run up and one down
+    steps, restarts = budget(task)
     pgd = PGD(threat.norm, threat.eps, steps=steps, restarts=restarts, step_size=task.options.step_size, seed=task.seed)
     noise = UniformNoise(threat.norm, threat.eps, draws=task.options.noise_draws, seed=task.seed)
     stages = [
@@ -208,11 +202,18 @@ def _stages(task: Task, norm: str) -> list[Stage]:
     ]
     if threat.mutable is None:
         # Radius as wide as the box: a working gradient attack then reaches any corner.
-        corner = threat.width() * (1.0 if norm == "linf" else float(np.prod(task.data.test.x.shape[1:])) ** 0.5)
+        corner = threat.reach(task.data.test.x.shape[1:])
         free = ThreatModel(threat.norm, corner, threat.low, threat.high, threat.scale)
         unbounded = PGD(threat.norm, corner, steps=UNBOUNDED_STEPS, restarts=4, seed=task.seed)
         stages.append(_attack_stage(task, norm, "unbounded", unbounded, free, 2.0 * UNBOUNDED_STEPS, EVIDENCE_SAMPLES // 2))
     return [*stages, _flat_stage(task, norm, threat)]
+
+
+def budget(task: Task) -> tuple[int, int]:
+    """Return steps and restarts: as stated, else those of the profile; regression needs a run up and one down."""
+    steps, restarts = BUDGETS[task.profile]
+    steps, restarts = task.options.steps or steps, task.options.restarts or restarts
+    return steps, max(2, restarts) if task.model.task == "regression" else restarts
 
 
 def _attack_stage(
@@ -250,29 +251,10 @@ def _attack_stage(
 
 
 def _flat_stage(task: Task, norm: str, threat: ThreatModel) -> Stage:
-    """Look closer at the samples whose gradient was zero wherever the attack looked.
-
-    Where the output does not move at random points of the ball either, the network is flat there, as dead units make it.
-    Where it does, something hides the gradient.
-    """
+    """Look closer at the samples whose gradient was zero wherever the attack looked."""
 
     def job(block: Block) -> Arrays:
-        def moves(x: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
-            ball = threat.on(x)
-            low, high = ball.limits(x)
-            clean = as_columns(output_of(task.model, x))
-            moved = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-            for draw in range(FLAT_DRAWS):
-                noise = random_in_ball(ids, tuple(x.shape[1:]), ball, seed=task.seed, purpose="flat", draw=draw).to(x)
-                # Every second point lies at a corner of the L∞ ball, where a coarse quantiser is the likeliest to switch.
-                noise = noise.sign() * ball.eps if norm == "linf" and draw % 2 else noise
-                point = torch.minimum(torch.maximum(x + noise * ball.unit(), low), high)
-                output = as_columns(output_of(task.model, point))
-                moved |= ~torch.isclose(output, clean, rtol=1e-5, atol=1e-6).all(dim=1)
-            return (moved,)
-
-        (moved,) = in_batches(moves, (block.x, block.ids), task.model.batch_size)
-        return {"moved": moved.cpu().numpy()}
+        return {"moved": sanity.outputs_move(task.model, block.x, block.ids, threat, seed=task.seed).cpu().numpy()}
 
     pgd = _id(norm, "pgd")
     return Stage(
@@ -365,13 +347,13 @@ def _conclude_norm(task: Task, norm: str, found: Found, answer: Answer) -> str:
 
 
 def _params(task: Task, norm: str, threat: ThreatModel, found: Found) -> dict[str, Any]:
-    steps, restarts = BUDGETS[task.profile]
+    steps, restarts = budget(task)
     params: dict[str, Any] = {
         "eps": threat.eps,
         "norm": norm,
         "unit": "input units" if threat.scale is None else "column standard deviations",
-        "steps": task.options.steps or steps,
-        "restarts": task.options.restarts or restarts,
+        "steps": steps,
+        "restarts": restarts,
     }
     if task.model.task == "regression":
         params["tolerance"] = finite(tolerance(task, found))
@@ -379,66 +361,23 @@ def _params(task: Task, norm: str, threat: ThreatModel, found: Found) -> dict[st
 
 
 def _evidence(norm: str, threat: ThreatModel, found: Found) -> list[Evidence]:
-    pgd, noise = found[_id(norm, "pgd")], found[_id(norm, "noise")]
+    prefix = f"robustness.{norm}"
+    pgd, noise, free = found[_id(norm, "pgd")], found[_id(norm, "noise")], found.get(_id(norm, "unbounded"))
     attacked = np.isfinite(pgd["loss_start"])
-    flat = found[_id(norm, "flat")]
     steep = attacked & ~pgd["grad_zero"]
-    evidence = []
-    if attacked.any() and threat.eps > 0:
-        hidden = int(flat["moved"].sum())
-        evidence.append(
-            Evidence(
-                id=_id(norm, "gradients_nonzero"),
-                ok=hidden <= 0.01 * attacked.sum(),
-                value=1 - hidden / float(attacked.sum()),
-                detail=f"the gradient was zero on {int(pgd['grad_zero'].sum())} of {int(attacked.sum())} attacked samples; on "
-                f"{hidden} of them the output moves under random noise all the same, so something hides the gradient",
-            )
-        )
-    if steep.any() and threat.eps > 0:
-        # A sample that its random start broke leaves at once, with nothing left to raise.
-        rises = float(np.mean((pgd["loss_end"] > pgd["loss_start"])[steep] | pgd["broken"][steep]))
-        evidence.append(
-            Evidence(
-                id=_id(norm, "loss_rises"),
-                ok=rises >= 0.95,
-                value=rises,
-                detail=f"the attack raised its loss on, or broke, {rises:.1%} of the samples with a gradient (95 % expected)",
-            )
-        )
     rejected = int(pgd["rejected"].sum())
-    claimed = rejected + int((pgd["broken"] & attacked).sum())
-    evidence.append(
-        Evidence(
-            id=_id(norm, "verified"),
-            ok=rejected <= 0.01 * claimed,
-            value=1 - rejected / claimed if claimed else 1.0,
-            detail=f"{claimed - rejected} of {claimed} adversarial examples held in a fresh forward (label, radius, box)",
-        )
-    )
-    only_noise = noise["broken"] & ~pgd["broken"][np.searchsorted(pgd.positions, noise.positions)]
+    evidence = [sanity.verified(prefix, int((pgd["broken"] & attacked).sum()), rejected)]
+    if attacked.any() and threat.eps > 0:
+        zero, hidden = int((pgd["grad_zero"] & attacked).sum()), int(found[_id(norm, "flat")]["moved"].sum())
+        evidence.append(sanity.gradients_nonzero(prefix, int(attacked.sum()), zero, hidden))
+    if steep.any() and threat.eps > 0:
+        start, end, broken = (pgd[name][steep] for name in ("loss_start", "loss_end", "broken"))
+        evidence.append(sanity.loss_rises(prefix, start, end, broken))
     if len(noise.positions):
-        evidence.append(
-            Evidence(
-                id=_id(norm, "beats_noise"),
-                ok=int(only_noise.sum()) <= 0.01 * len(only_noise),
-                value=float(only_noise.mean()),
-                detail=f"random noise broke {int(noise['broken'].sum())} of {len(only_noise)} samples, "
-                f"{int(only_noise.sum())} of them missed by the attack",
-            )
-        )
-    free = found.get(_id(norm, "unbounded"))
+        at = np.searchsorted(pgd.positions, noise.positions)
+        evidence.append(sanity.beats_noise(prefix, noise["broken"], pgd["broken"][at]))
     if free is not None and len(free.positions):
-        share = float(free["broken"].mean())
-        evidence.append(
-            Evidence(
-                id=_id(norm, "unbounded_breaks"),
-                ok=share >= 0.95,
-                value=share,
-                detail=f"with a radius as wide as the box the attack broke {share:.1%} of {len(free.positions)} samples "
-                "(at least 95 % expected of a gradient that can be followed)",
-            )
-        )
+        evidence.append(sanity.unbounded_breaks(prefix, free["broken"]))
     return evidence
 
 

@@ -247,3 +247,16 @@ def test_bad_parameters_are_errors():
         PGD("linf", 0.1)(Model(small_net(), device="cpu"), x, y)
     with pytest.raises(UsageError, match="tolerance"):
         PGD("linf", 0.1)(Model(nn.Linear(3, 1), task="regression", bounds=(0, 1)), torch.rand(4, 3), torch.rand(4))
+
+
+def test_a_wide_column_lends_no_slack_to_a_narrow_one():
+    """Rounding of a column near 1e6 must not let a column of width 1e-3 leave its radius."""
+    from audit.attacks.base import Ball
+
+    ball = Ball("linf", 0.1, torch.tensor([0.0, -1.0]), torch.tensor([2e6, 1.0]), torch.tensor([1e5, 1e-3]))
+    x = torch.tensor([[1e6, 0.0]])
+    for norm in ("linf", "l2"):
+        ball = Ball(norm, 0.1, ball.low, ball.high, ball.scale)
+        assert bool(ball.allows(x, x + torch.tensor([[0.0, 0.99e-4]])))
+        assert not bool(ball.allows(x, x + torch.tensor([[0.0, 1.01e-4]])))
+        assert not bool(ball.allows(x, torch.tensor([[2.1e6, 0.0]])))

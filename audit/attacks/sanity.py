@@ -1,0 +1,106 @@
+"""Tests of an attack itself: whether the robustness that it found can be believed, or something kept it from looking.
+
+Each takes what the attacks of a run returned and gives one piece of evidence. None can lower a robust accuracy; each can keep
+it from being taken for more than it is.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audit.attacks.base import ThreatModel, as_columns, output_of, random_in_ball
+from audit.model.batching import in_batches
+from audit.model.wrapper import Model
+from audit.result import Evidence
+
+FLAT_DRAWS = 10
+HIDDEN = 0.01  # share of samples whose gradient something may hide: the robust accuracy is off by no more than that
+FOLLOWED = 0.95  # share of samples on which following the gradient must lead somewhere; a few sit on a ridge
+MISSED = 0.01  # share of samples that noise may break and the attack not: a few lie on the boundary itself
+
+Bits = NDArray[np.bool_]
+Floats = NDArray[np.floating]
+
+
+def outputs_move(model: Model, x: Tensor, ids: Tensor, threat: ThreatModel, *, seed: int) -> Tensor:
+    """Tell for which inputs the output differs at random points of the ball from the clean one, shape (n,).
+
+    Asked of inputs without a gradient: where the output does not move either, the network is flat there, as dead units make
+    it, and a gradient of zero tells the truth. Where it moves, something hides the gradient.
+    """
+
+    def moves(inputs: Tensor, batch_ids: Tensor) -> tuple[Tensor, ...]:
+        ball = threat.on(inputs)
+        low, high = ball.limits(inputs)
+        clean = as_columns(output_of(model, inputs))
+        moved = torch.zeros(len(inputs), dtype=torch.bool, device=inputs.device)
+        for draw in range(FLAT_DRAWS):
+            noise = random_in_ball(batch_ids, tuple(inputs.shape[1:]), ball, seed=seed, purpose="flat", draw=draw).to(inputs)
+            # Every second point lies at a corner of the L∞ ball, where a coarse quantiser is the likeliest to switch.
+            noise = noise.sign() * ball.eps if threat.norm == "linf" and draw % 2 else noise
+            point = torch.minimum(torch.maximum(inputs + noise * ball.unit(), low), high)
+            output = as_columns(output_of(model, point))
+            moved |= ~torch.isclose(output, clean, rtol=1e-5, atol=1e-6).all(dim=1)
+        return (moved,)
+
+    with model.session():
+        return in_batches(moves, (x, ids), model.batch_size)[0]
+
+
+def gradients_nonzero(prefix: str, attacked: int, zero: int, hidden: int) -> Evidence:
+    """Ask whether the attack had a gradient to follow: `hidden` samples had none though their output moves."""
+    flatness = f"; on {hidden} of them the output moves under random noise all the same: something hides the gradient"
+    return Evidence(
+        id=f"{prefix}.gradients_nonzero",
+        ok=hidden <= HIDDEN * attacked,
+        value=1 - hidden / attacked,
+        detail=f"the gradient was zero on {zero} of {attacked} attacked samples{flatness if zero else ''}",
+    )
+
+
+def loss_rises(prefix: str, start: Floats, end: Floats, broken: Bits) -> Evidence:
+    """Ask whether following the gradient raised the loss; a sample that its random start broke had nothing left to raise."""
+    rises = float(np.mean((end > start) | broken))
+    return Evidence(
+        id=f"{prefix}.loss_rises",
+        ok=rises >= FOLLOWED,
+        value=rises,
+        detail=f"the attack raised its loss on, or broke, {rises:.1%} of the samples with a gradient ({FOLLOWED:.0%} expected)",
+    )
+
+
+def verified(prefix: str, confirmed: int, rejected: int) -> Evidence:
+    """Ask whether successes held in a fresh forward; where they do not, the output is random or depends on the batch."""
+    claimed = confirmed + rejected
+    return Evidence(
+        id=f"{prefix}.verified",
+        ok=rejected <= MISSED * claimed,
+        value=confirmed / claimed if claimed else 1.0,
+        detail=f"{confirmed} of {claimed} adversarial examples held in a fresh forward (label, radius, box)",
+    )
+
+
+def beats_noise(prefix: str, by_noise: Bits, by_attack: Bits) -> Evidence:
+    """Ask whether random noise, which needs no gradient, broke samples that the attack missed."""
+    missed = by_noise & ~by_attack
+    return Evidence(
+        id=f"{prefix}.beats_noise",
+        ok=int(missed.sum()) <= MISSED * len(missed),
+        value=float(missed.mean()),
+        detail=f"random noise broke {int(by_noise.sum())} of {len(missed)} samples; the attack missed {int(missed.sum())} of them",
+    )
+
+
+def unbounded_breaks(prefix: str, broken: Bits) -> Evidence:
+    """Ask whether the attack breaks everything where the radius is as wide as the box: a gradient that works lets it."""
+    share = float(broken.mean())
+    return Evidence(
+        id=f"{prefix}.unbounded_breaks",
+        ok=share >= FOLLOWED,
+        value=share,
+        detail=f"with a radius as wide as the box the attack broke {share:.1%} of {len(broken)} samples "
+        f"({FOLLOWED:.0%} expected)",
+    )
