@@ -13,6 +13,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from audit.checks.base import Check, check
     from audit.data.base import Dataset
     from audit.errors import (
@@ -85,8 +87,6 @@ def __getattr__(name: str) -> Any:
     if name not in _WHERE:
         raise AttributeError(f"module 'audit' has no attribute {name!r}")
     value = getattr(import_module(_WHERE[name]), name)
-    if name == "Result":
-        _hand_over_reports()
     globals()[name] = value
     return value
 
@@ -95,9 +95,9 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_WHERE])
 
 
-def _hand_over_reports() -> None:
-    """Give `Result.save` and the notebook view their renderers: `result` itself never imports `report`."""
-    from audit.result import use_renderer
-
-    use_renderer("report.html", lambda result: import_module("audit.report.html").render(result))
-    use_renderer("summary.md", lambda result: import_module("audit.report.markdown").render(result))
+def _renderers() -> dict[str, Callable[[Result], str]]:
+    """Return what `Result.save` writes beside result.json, file by file: `result` itself never imports `report`."""
+    return {
+        "report.html": lambda result: import_module("audit.report.html").render(result),
+        "summary.md": lambda result: import_module("audit.report.markdown").render(result),
+    }

@@ -334,26 +334,21 @@ class Result(Record):
         folder = make_folder(out)
         # A file name need not be valid Unicode; a lone surrogate is then written as the escape that JSON reads back.
         write_atomically(folder / "result.json", self.to_json().encode(errors="backslashreplace"))
-        for name, render in _renderers.items():
+        for name, render in _renderers().items():
             write_atomically(folder / name, render(self).encode(errors="backslashreplace"))
         return folder
 
     def _repr_html_(self) -> str:
-        render = _renderers.get("report.html")
-        if render is None:
-            return f"<pre>{self.verdict}</pre>"
         import html
 
-        page = html.escape(render(self), quote=True)
+        page = html.escape(_renderers()["report.html"](self), quote=True)
         return f'<iframe srcdoc="{page}" sandbox="" style="width:100%;height:48em;border:1px solid #8888"></iframe>'
 
 
-_renderers: dict[str, Callable[[Result], str]] = {}
+def _renderers() -> dict[str, Callable[[Result], str]]:
+    import audit
 
-
-def use_renderer(name: str, render: Callable[[Result], str]) -> None:
-    """Have `Result.save` write file `name` with `render`; `audit` hands its reports over here."""
-    _renderers[name] = render
+    return audit._renderers()
 
 
 def finite(value: float | None) -> float | None:

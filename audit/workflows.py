@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-import audit
 from audit.checks import base
 from audit.config import Config, merge, parse_setting, read_toml, resolve
 from audit.data.base import Dataset, replace_bounds
@@ -137,8 +137,6 @@ def run(
     if network.bounds is not None and samples_.bounds is None:
         samples_ = replace_bounds(samples_, network.bounds)
     result = execute(network, samples_, resolved, out=folder, fresh=fresh, progress=progress, command=command, debug=debug)
-    # The reports are handed to `Result.save` when the name is first used through the package.
-    _ = audit.Result
     if folder is not None:
         result.save(folder)
     return result
@@ -279,8 +277,10 @@ def demo(out: str | os.PathLike[str] = "audit-demo", *, progress: Progress | Non
 
 
 def _command(place: Path, options: Mapping[str, Any]) -> str:
-    flags = " ".join(f"--{k} {','.join(v) if isinstance(v, list) else v}" for k, v in options.items())
-    return f"audit run {place}/model.pt {flags} --out {place}/audit"
+    words = ["audit", "run", f"{place}/model.pt"]
+    for name, value in {**options, "out": f"{place}/audit"}.items():
+        words += [f"--{name}", ",".join(value) if isinstance(value, list) else value]
+    return shlex.join(words)
 
 
 def _model(model: Any, config: Config, arch: Code | None, arch_args: Any, trust: bool) -> Model:

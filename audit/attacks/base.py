@@ -51,7 +51,7 @@ class ThreatModel:
     mutable: NDArray[np.bool_] | None = None
 
     def reach(self, shape: tuple[int, ...]) -> float:
-        """Return the radius that reaches every corner of the box, for samples of this shape: its width, or in L2 its diagonal."""
+        """Return the radius that reaches every corner of the box of samples of this shape: its width, in L2 its diagonal."""
         width = np.broadcast_to(np.asarray(self.high) - np.asarray(self.low), shape)
         scale = np.broadcast_to(self._scale(), shape)
         ratio = width[scale > 0] / scale[scale > 0]

@@ -90,7 +90,7 @@ def beats_noise(prefix: str, by_noise: Bits, by_attack: Bits) -> Evidence:
         id=f"{prefix}.beats_noise",
         ok=int(missed.sum()) <= MISSED * len(missed),
         value=float(missed.mean()),
-        detail=f"random noise broke {int(by_noise.sum())} of {len(missed)} samples; the attack missed {int(missed.sum())} of them",
+        detail=f"noise broke {int(by_noise.sum())} of {len(missed)} samples, the attack missed {int(missed.sum())} of them",
     )
 
 

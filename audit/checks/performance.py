@@ -16,6 +16,7 @@ from scipy import stats as scipy_stats
 from audit import stats
 from audit.checks.base import Answer, Arrays, Block, Check, CheckOptions, Found, MetricDoc, Stage, Task, check, predictions
 from audit.data.base import Part
+from audit.model.batching import in_batches
 from audit.result import CheckResult, Evidence, Figure, Finding, Metric, Table, finite, slugs
 from audit.stats import Interval
 
@@ -164,9 +165,13 @@ def _forward(task: Task, x: torch.Tensor) -> torch.Tensor:
 
 
 def _twice(task: Task) -> Callable[[Block], Arrays]:
+    def twice(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return _forward(task, x), _forward(task, x)
+
     def job(block: Block) -> Arrays:
         with task.model.session(), torch.no_grad():
-            return {name: _forward(task, block.x).cpu().numpy() for name in ("first", "second")}
+            first, second = in_batches(twice, (block.x,), task.model.batch_size)
+        return {"first": first.cpu().numpy(), "second": second.cpu().numpy()}
 
     return job
 
