@@ -23,6 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+INTERRUPTED = 130
 MODEL, DATA, RUN, CHECKS = "The model", "The data", "The run", "What is asked"
 
 
@@ -203,26 +204,35 @@ def main() -> NoReturn:
     # An output that cannot hold a character must not turn a verdict into an internal error.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     if len(sys.argv) == 1:
-        app(["--help"], standalone_mode=False)
+        app(["--help"], prog_name="audit", standalone_mode=False)
         sys.exit(2)  # not 0: a gate whose arguments got lost asked for nothing
     try:
-        code = app(standalone_mode=False)
+        code = app(prog_name="audit", standalone_mode=False)
     except (KeyboardInterrupt, typer.Abort):
-        again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
-        print(f"audit: interrupted; finished jobs are kept: {again} goes on where it stopped", file=sys.stderr)
-        sys.exit(130)
+        _interrupted()
     except AuditError as error:
         _fail(error, str(error), error.exit_code, debug)
+    except SystemExit as error:
+        # Whatever code it asked for: a network that ends the process must not turn a gate green.
+        _fail(error, "the network or other code of yours ended the process (SystemExit): nothing was concluded", 5, debug)
     except Exception as error:
         shown = getattr(error, "format_message", None)
         if shown is not None:
             _fail(error, str(shown()), 2, debug)
         _fail(error, f"internal error: {type(error).__name__}: {error} (--debug shows where; please report it)", 5, debug)
+    if code == INTERRUPTED:  # newer versions of typer turn KeyboardInterrupt into an exit code
+        _interrupted()
     sys.exit(code if isinstance(code, int) else 0)
 
 
 def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
+
+
+def _interrupted() -> NoReturn:
+    again = "the same command without --fresh" if "--fresh" in sys.argv else "the same command"
+    print(f"audit: interrupted; finished jobs are kept: {again} goes on where it stopped", file=sys.stderr)
+    sys.exit(INTERRUPTED)
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> NoReturn:

@@ -41,18 +41,19 @@ def read_file(path: Path, what: str, error: type[AuditError], limit: int | None 
     except (OSError, ValueError) as problem:
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else problem
         raise error(f"cannot read the {what} {path}: {reason}") from None
-    with os.fdopen(descriptor, "rb") as stream:
-        mode = os.fstat(descriptor).st_mode
-        if stat.S_ISDIR(mode):
+    said = os.fstat(descriptor)
+    if not stat.S_ISREG(said.st_mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(said.st_mode):
             raise error(f"expected a {what}, got the folder {path}; name the file inside it")
-        if not stat.S_ISREG(mode):
-            raise error(f"expected a {what}, got {path}, a pipe, a socket or a device; copy it to a regular file first")
+        raise error(f"expected a {what}, got {path}, a pipe, a socket or a device; copy it to a regular file first")
+    with os.fdopen(descriptor, "rb") as stream:
         try:
-            content = stream.read(limit + 1) if os.fstat(descriptor).st_size <= limit else None
+            content = stream.read(limit + 1) if said.st_size <= limit else None
         except OSError as problem:
             raise error(f"cannot read the {what} {path}: {problem.strerror or problem}") from None
     if content is None or len(content) > limit:
-        raise error(f"the {what} {path} is too large: at most {limit:,} bytes are read on this machine")
+        raise error(f"the {what} {path} is too large: at most {limit:,} bytes are read")
     if not content:
         raise error(f"the {what} {path} is empty: a download or a save that broke off?")
     return content

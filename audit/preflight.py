@@ -39,7 +39,10 @@ def preflight(model: Model, data: Dataset) -> None:
     if model.task == "classification":
         _labels_fit(model, data)
     elif out.numel() != len(x):
-        raise ModelError(f"a regression network should return one number a sample, got shape {tuple(out.shape)}")
+        raise ModelError(
+            f"a regression network should return one number a sample, got shape {tuple(out.shape)}; "
+            "audit one output at a time, or, where labels are classes, number them from 0 and say --task classification"
+        )
 
 
 def expect_accuracy(correct: int, n: int, expected: float, confidence: float) -> None:

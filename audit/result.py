@@ -324,7 +324,7 @@ class Result(Record):
     def save(self, out: str | os.PathLike[str]) -> Path:
         """Write result.json, report.html and summary.md into folder `out`; return the folder.
 
-        Each file is written beside its place and renamed, so that there is never half a report.
+        All files are written beside their places, then renamed, so that there is never half a report.
 
         Raises
         ------
@@ -332,10 +332,9 @@ class Result(Record):
             The folder cannot be made or written.
         """
         folder = make_folder(out)
+        texts = {"result.json": self.to_json(), **{name: render(self) for name, render in _renderers().items()}}
         # A file name need not be valid Unicode; a lone surrogate is then written as the escape that JSON reads back.
-        write_atomically(folder / "result.json", self.to_json().encode(errors="backslashreplace"))
-        for name, render in _renderers().items():
-            write_atomically(folder / name, render(self).encode(errors="backslashreplace"))
+        write_together({folder / name: text.encode(errors="backslashreplace") for name, text in texts.items()})
         return folder
 
     def _repr_html_(self) -> str:
@@ -391,12 +390,21 @@ def make_folder(out: str | os.PathLike[str]) -> Path:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write `content` beside `path` and rename it there; an OutputError says why not."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, bytes]) -> None:
+    """Write files beside their places and rename them only when all are written; an OutputError says why not."""
+    beside = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    path = next(iter(contents))
     try:
-        beside.write_bytes(content)
-        beside.replace(path)
+        for path, content in contents.items():
+            beside[path].write_bytes(content)
+        for path in contents:
+            beside[path].replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        for left in beside.values():
+            left.unlink(missing_ok=True)
         raise OutputError(
             f"cannot write {path}: {error.strerror or error}; free some space or choose another folder with --out"
         ) from None

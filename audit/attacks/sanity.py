@@ -104,3 +104,15 @@ def unbounded_breaks(prefix: str, broken: Bits) -> Evidence:
         detail=f"with a radius as wide as the box the attack broke {share:.1%} of {len(broken)} samples "
         f"({FOLLOWED:.0%} expected)",
     )
+
+
+def converged(prefix: str, broken: Bits) -> Evidence:
+    """Ask whether a longer attack from other starts breaks samples that the run's own attack left standing."""
+    share = float(broken.mean())
+    return Evidence(
+        id=f"{prefix}.converged",
+        ok=share <= 1 - FOLLOWED,
+        value=1 - share,
+        detail=f"a longer attack broke {int(broken.sum())} of {len(broken)} samples that still stood "
+        f"(at most {1 - FOLLOWED:.0%} expected of an attack that was strong enough)",
+    )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import base64
 from fractions import Fraction
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from pydantic import Field, field_validator
 
 from audit import stats
 from audit.attacks import sanity
 from audit.attacks.base import NORMS, Attack, Norm, ThreatModel
+from audit.attacks.examples import Example, feature_changes, gallery
 from audit.attacks.noise import UniformNoise
 from audit.attacks.pgd import PGD
 from audit.checks.base import (
@@ -22,7 +23,6 @@ from audit.checks.base import (
     Check,
     CheckOptions,
     Found,
-    Merged,
     MetricDoc,
     Stage,
     Task,
@@ -33,9 +33,10 @@ from audit.errors import UsageError, closest
 from audit.result import CheckResult, Evidence, Figure, Finding, Metric, finite
 
 BUDGETS = {"quick": (20, 1), "standard": (40, 2), "thorough": (100, 5), "exhaustive": (200, 20)}
-EVIDENCE_SAMPLES = 128
-UNBOUNDED_STEPS = 100
+EVIDENCE_SAMPLES = 128  # each test of the attack looks at no more: enough to see a share of 5 %
+LONGER_STEPS = 100
 GALLERY = 6
+FINDERS = ("pgd", "longer", "noise")  # the stages whose examples count, in the order in which they are shown
 
 
 class RobustnessOptions(CheckOptions):
@@ -81,7 +82,7 @@ class RobustnessOptions(CheckOptions):
 
 @check
 class Robustness(Check):
-    """Projected gradient descent with restarts on samples that still stand, and four tests of the attack itself."""
+    """Projected gradient descent with restarts on samples that still stand, and six tests of the attack itself."""
 
     id = "robustness"
     question = "Can a change too small to matter make the network change its answer?"
@@ -113,7 +114,11 @@ class Robustness(Check):
 
     def not_applicable(self, task: Task) -> str | None:
         """Return why nothing can be attacked, or None."""
-        return None if np.issubdtype(task.data.test.x.dtype, np.number) else "the inputs are not numbers"
+        if not np.issubdtype(task.data.test.x.dtype, np.number):
+            return "the inputs are not numbers"
+        if task.data.kind == "table" and task.options.eps is None and not task.data.scale().any():
+            return "no column varies, so that there is no radius in standard deviations: give --reference or --eps"
+        return None
 
     def preflight(self, task: Task) -> None:
         """Check radius, box and columns before any work starts."""
@@ -124,54 +129,316 @@ class Robustness(Check):
             threat_model(task, norm).check(task.data.test.x.shape[1:])
 
     def stages(self, task: Task) -> list[Stage]:
-        """List the work: for each norm the attack, random noise beside it, and the attack without a radius."""
+        """List the work: for each norm the attack, and what puts the attack to the test."""
         out = [predictions(task, cost_of="robustness.predictions")]
         for norm in task.options.norm:
-            out += _stages(task, norm)
+            out += NormTask(task, norm).stages()
         return out
 
     def conclude(self, task: Task, found: Found) -> CheckResult:
         """Turn what the attacks found into metrics, evidence and examples."""
         answer = Answer(type(self))
-        sentences = [_conclude_norm(task, norm, found, answer) for norm in task.options.norm]
+        sentences = [NormTask(task, norm).conclude(found, answer) for norm in task.options.norm]
         answer.findings += _unstated(task)
         answer.not_tested = _not_tested(task)
         return answer.result(task, " ".join(sentences))
 
     def artifact(self, task: Task, found: Found) -> Arrays | None:
-        """Return the adversarial examples: ids, x_adv, distance, attack, norm and label or clean output."""
-        parts = []
-        for norm in task.options.norm:
-            pgd = found[_id(norm, "pgd")]
-            rows = np.flatnonzero(pgd["broken"] & (pgd["distance"] > 0))
-            parts.append(
-                {
-                    "ids": task.data.test.ids[pgd.positions[rows]],
-                    "x_adv": pgd["x_adv"][rows],
-                    "distance": pgd["distance"][rows],
-                    "attack": np.asarray(["pgd"] * len(rows), dtype="U16"),
-                    "norm": np.asarray([norm] * len(rows), dtype="U8"),
-                    "eps": np.full(len(rows), threat_model(task, norm).eps),
-                }
-            )
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        """Return the adversarial examples: ids, x_adv, distance, attack, norm and eps."""
+        parts = [NormTask(task, norm).examples(found) for norm in task.options.norm]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "after"}
 
 
 def threat_model(task: Task, norm: str) -> ThreatModel:
     """Return what the attack may change: the stated radius, or the default of the kind of data."""
     options, data = task.options, task.data
     low, high = data.box()
-    mutable = _mutable(task)
-    stated = options.eps is not None
     scale = None
-    if stated:
-        eps = options.eps[options.norm.index(norm)] if len(options.eps) == len(options.norm) else options.eps[0]
+    if options.eps is not None:
+        eps = options.eps[options.norm.index(norm)]
     elif data.kind == "table":
         eps, scale = 0.1, data.scale()
     else:
         eps = {"linf": 8 / 255, "l2": 0.5}[norm] * float(np.max(high - low))
     norm_name: Norm = "linf" if norm == "linf" else "l2"
-    return ThreatModel(norm_name, float(eps), low, high, scale=scale, mutable=mutable)
+    return ThreatModel(norm_name, float(eps), low, high, scale=scale, mutable=_mutable(task))
+
+
+def budget(task: Task) -> tuple[int, int]:
+    """Return steps and restarts: as stated, else those of the profile; regression needs a run up and one down."""
+    steps, restarts = BUDGETS[task.profile]
+    steps, restarts = task.options.steps or steps, task.options.restarts or restarts
+    return steps, max(2, restarts) if task.model.task == "regression" else restarts
+
+
+def tolerance(task: Task, found: Found) -> float | None:
+    """Return how far a regression output must move: as stated, else one standard deviation of the residuals."""
+    if task.model.task != "regression":
+        return None
+    if task.options.tolerance is not None:
+        return float(task.options.tolerance)
+    residuals = task.data.test.y - found["predictions.test"]["values"]
+    known = residuals[np.isfinite(residuals)]
+    return float(np.std(known)) if len(known) else 0.0
+
+
+def right_at_first(task: Task, found: Found) -> NDArray[np.bool_]:
+    """Tell which samples the network gets right before any attack; for regression all with a finite output count."""
+    clean = found["predictions.test"]
+    right: NDArray[np.bool_]
+    if task.model.task == "regression":
+        right = np.isfinite(clean["values"])
+    else:
+        right = (clean["logits"].argmax(axis=1) == task.data.test.y) & np.isfinite(clean["logits"]).all(axis=1)
+    return right
+
+
+class NormTask:
+    """The attack in one norm: its stages, and what they add to the answer."""
+
+    def __init__(self, task: Task, norm: str) -> None:
+        self.task, self.norm = task, norm
+        self.prefix = f"robustness.{norm}"
+        self.threat = threat_model(task, norm)
+
+    def stages(self) -> list[Stage]:
+        """List the attack, random noise beside it, a longer attack on what stands, and one without a radius."""
+        task, threat = self.task, self.threat
+        steps, restarts = budget(task)
+        longer = max(LONGER_STEPS, 2 * steps)
+        pgd = PGD(threat.norm, threat.eps, steps=steps, restarts=restarts, step_size=task.options.step_size, seed=task.seed)
+        noise = UniformNoise(threat.norm, threat.eps, draws=task.options.noise_draws, seed=task.seed)
+        again = PGD(threat.norm, threat.eps, steps=longer, restarts=2, seed=task.seed + 1)
+        stages = [
+            self._attack("pgd", pgd, threat, 2.0 * steps * restarts),
+            self._attack("noise", noise, threat, float(noise.draws), right=True),
+            self._attack("longer", again, threat, 4.0 * longer, right=True, unbroken=("pgd", "noise")),
+            self._flat(),
+        ]
+        if threat.mutable is None:
+            # Radius as wide as the box: a working gradient attack then reaches any corner.
+            corner = threat.reach(task.data.test.x.shape[1:])
+            free = ThreatModel(threat.norm, corner, threat.low, threat.high, threat.scale)
+            unbounded = PGD(threat.norm, corner, steps=LONGER_STEPS, restarts=4, seed=task.seed)
+            stages.append(self._attack("unbounded", unbounded, free, 2.0 * LONGER_STEPS, right=True))
+        return stages
+
+    def _attack(
+        self,
+        part: str,
+        attack: Attack,
+        threat: ThreatModel,
+        passes: float,
+        *,
+        right: bool = False,
+        unbroken: tuple[str, ...] = (),
+    ) -> Stage:
+        """Plan an attack on all samples, or with `right` on some that are right and that no stage in `unbroken` broke."""
+        task = self.task
+
+        def job(block: Block) -> Arrays:
+            out = attack(task.model, block.x, block.y, ids=block.ids, threat=threat, tolerance=tolerance(task, block.earlier))
+            after = torch.full(out.success.shape, torch.nan, dtype=torch.float64)
+            hit = out.success.cpu() & (out.distance.cpu() > 0)
+            if bool(hit.any()):
+                after[hit] = task.model.predict(out.x_adv[out.success & (out.distance > 0)]).cpu().double()
+            names = ("x_adv", "distance", "loss_start", "loss_end", "grad_zero", "rejected")
+            arrays = {name: getattr(out, name).cpu().numpy() for name in names}
+            return {**arrays, "broken": out.success.cpu().numpy(), "after": after.numpy()}
+
+        def select(found: Found) -> NDArray[np.int64]:
+            standing = right_at_first(task, found)
+            for other in unbroken:
+                standing = standing & ~found[self._id(other)].spread("broken", len(standing), False)
+            positions = np.flatnonzero(standing)
+            return positions[_spread_over(len(positions), EVIDENCE_SAMPLES)]
+
+        return Stage(
+            id=self._id(part),
+            job=job,
+            cost_of=self._id("unbounded_breaks" if part == "unbounded" else "accuracy"),
+            select=select if right else None,
+            after=("predictions.test", *(self._id(other) for other in unbroken)),
+            passes=passes,
+            holds_inputs=True,
+        )
+
+    def _flat(self) -> Stage:
+        """Look closer at the samples whose gradient was zero wherever the attack looked."""
+        task, pgd = self.task, self._id("pgd")
+
+        def job(block: Block) -> Arrays:
+            moved = sanity.outputs_move(task.model, block.x, block.ids, self.threat, seed=task.seed)
+            return {"moved": moved.cpu().numpy()}
+
+        return Stage(
+            id=self._id("flat"),
+            job=job,
+            cost_of=self._id("gradients_nonzero"),
+            select=lambda found: found[pgd].positions[found[pgd]["grad_zero"]],
+            after=(pgd,),
+            passes=0.1,
+        )
+
+    def conclude(self, found: Found, answer: Answer) -> str:
+        """Add metrics, evidence, findings and figures to the answer; return its sentence."""
+        task, n = self.task, len(self.task.data.test)
+        right = right_at_first(task, found)
+        broken = ~right
+        for part in FINDERS:
+            # The attack's own clean forward can differ from the stored one by a rounding: either makes a sample broken.
+            broken |= found[self._id(part)].spread("broken", n, False)
+        hit = broken & right
+        accuracy = self._share(
+            "accuracy", int((~broken).sum()), n, kind="upper", params={**self._params(found), "headline": True}
+        )
+        answer.metrics += [
+            accuracy,
+            self._share("attack_success", int(hit.sum()), int(right.sum()), kind="lower", params=self._params(found)),
+        ]
+        answer.outcomes[self._id("broken")] = broken
+        answer.evidence += self._evidence(found)
+        if not right.any():
+            answer.reasons.append("no sample was right before the attack, so nothing could be broken")
+        if self.threat.eps == 0:
+            answer.reasons.append("the radius is 0, so nothing was attacked")
+        if hit.any():
+            answer.findings.append(self._finding(hit, right, accuracy))
+        answer.figures += [self._before_after(right, accuracy), *self._shown(found)]
+        noun = "kept their answer" if task.model.task == "regression" else "are right and stay right"
+        return (
+            f"Under {_name(self.norm)} changes of at most {_radius(task, self.threat)}, {int((~broken).sum())} of {n} samples "
+            f"{noun} as far as this attack found ({_percent(accuracy.value)}, {task.confidence:.0%} interval "
+            f"{_percent(accuracy.low)} to {_percent(accuracy.high)})."
+        )
+
+    def examples(self, found: Found) -> Arrays:
+        """Return one adversarial example for each sample that was broken: the first attack's that found one."""
+        taken: set[int] = set()
+        rows: list[tuple[int, str, int]] = []
+        for part in FINDERS:
+            stage = found[self._id(part)]
+            for row in np.flatnonzero(stage["broken"] & (stage["distance"] > 0)):
+                position = int(stage.positions[row])
+                if position not in taken:
+                    taken.add(position)
+                    rows.append((position, part, int(row)))
+        rows.sort()
+        shape, dtype = self.task.data.test.x.shape[1:], found[self._id("pgd")]["x_adv"].dtype
+        picked = [found[self._id(part)] for _, part, _ in rows]
+        x_adv = [stage["x_adv"][row] for stage, (_, _, row) in zip(picked, rows, strict=True)]
+        return {
+            "ids": self.task.data.test.ids[[position for position, _, _ in rows]],
+            "x_adv": np.asarray(x_adv, dtype=dtype).reshape(-1, *shape),
+            "distance": np.asarray([s["distance"][row] for s, (_, _, row) in zip(picked, rows, strict=True)], dtype=np.float64),
+            "after": np.asarray([s["after"][row] for s, (_, _, row) in zip(picked, rows, strict=True)], dtype=np.float64),
+            "attack": np.asarray([part for _, part, _ in rows], dtype="U16"),
+            "norm": np.asarray([self.norm] * len(rows), dtype="U8"),
+            "eps": np.full(len(rows), self.threat.eps),
+        }
+
+    def _id(self, part: str) -> str:
+        return f"{self.prefix}.{part}"
+
+    def _share(self, measure: str, k: int, n: int, *, kind: Literal["upper", "lower"], params: dict[str, Any]) -> Metric:
+        interval = stats.clopper_pearson(k, n, self.task.confidence)
+        return Metric(
+            id=self._id(measure),
+            value=interval.value,
+            low=interval.low,
+            high=interval.high,
+            confidence=self.task.confidence,
+            n=n,
+            method="clopper-pearson",
+            kind=kind,
+            direction="higher" if kind == "upper" else "lower",
+            params=params,
+            detail="no attack of this run broke these samples; a stronger one might" if kind == "upper" else "",
+        )
+
+    def _params(self, found: Found) -> dict[str, Any]:
+        steps, restarts = budget(self.task)
+        unit = "input units" if self.threat.scale is None else "column standard deviations"
+        params: dict[str, Any] = {"eps": self.threat.eps, "norm": self.norm, "unit": unit, "steps": steps, "restarts": restarts}
+        if self.task.model.task == "regression":
+            params["tolerance"] = finite(tolerance(self.task, found))
+        return params
+
+    def _evidence(self, found: Found) -> list[Evidence]:
+        pgd, noise, longer = (found[self._id(part)] for part in ("pgd", "noise", "longer"))
+        free = found.get(self._id("unbounded"))
+        attacked = np.isfinite(pgd["loss_start"])
+        steep = attacked & ~pgd["grad_zero"]
+        evidence = [sanity.verified(self.prefix, int((pgd["broken"] & attacked).sum()), int(pgd["rejected"].sum()))]
+        if attacked.any() and self.threat.eps > 0:
+            zero, hidden = int((pgd["grad_zero"] & attacked).sum()), int(found[self._id("flat")]["moved"].sum())
+            evidence.append(sanity.gradients_nonzero(self.prefix, int(attacked.sum()), zero, hidden))
+        if steep.any() and self.threat.eps > 0:
+            start, end, broken = (pgd[name][steep] for name in ("loss_start", "loss_end", "broken"))
+            evidence.append(sanity.loss_rises(self.prefix, start, end, broken))
+        if len(noise.positions):
+            at = np.searchsorted(pgd.positions, noise.positions)
+            evidence.append(sanity.beats_noise(self.prefix, noise["broken"], pgd["broken"][at]))
+        if len(longer.positions):
+            evidence.append(sanity.converged(self.prefix, longer["broken"]))
+        if free is not None and len(free.positions):
+            evidence.append(sanity.unbounded_breaks(self.prefix, free["broken"]))
+        return evidence
+
+    def _finding(self, hit: NDArray[np.bool_], right: NDArray[np.bool_], accuracy: Metric) -> Finding:
+        task = self.task
+        lost = float(hit.sum() / right.sum())
+        changed = "moved the output too far" if task.model.task == "regression" else "turned a right answer wrong"
+        return Finding(
+            severity="high" if lost >= 0.5 else "medium" if lost >= 0.1 else "low",
+            title=f"{_name(self.norm)} changes of at most {_radius(task, self.threat)} break {lost:.0%} of the answers",
+            detail=f"Such a change {changed} on {int(hit.sum())} of {int(right.sum())} samples; every example was verified "
+            f"again. What remains ({_percent(accuracy.value)}) is what this attack did not break, not what cannot be broken.",
+            samples=[int(i) for i in task.data.test.ids[np.flatnonzero(hit)[:10]]],
+        )
+
+    def _before_after(self, right: NDArray[np.bool_], accuracy: Metric) -> Figure:
+        clean = stats.clopper_pearson(int(right.sum()), len(right), self.task.confidence)
+        return Figure(
+            id=self._id("before_after"),
+            kind="bars",
+            title=f"Before and under attack ({_name(self.norm)}, at most {_radius(self.task, self.threat)})",
+            data={
+                "labels": ["clean inputs", "under attack"],
+                "values": [clean.value, accuracy.value],
+                "low": [clean.low, accuracy.low],
+                "high": [clean.high, accuracy.high],
+                "n": [len(right), len(right)],
+                "xlabel": "share of samples",
+                "ylabel": "",
+            },
+        )
+
+    def _shown(self, found: Found) -> list[Figure]:
+        """Return a figure of some examples, where inputs may be shown and are of a kind that can be."""
+        data = self.task.data
+        if not self.task.keep_samples:
+            return []
+        arrays = self.examples(found)
+        positions = np.searchsorted(data.test.ids, arrays["ids"][:GALLERY])
+        examples = [
+            Example(int(arrays["ids"][i]), data.test.x[p], arrays["x_adv"][i], self._caption(arrays, i, int(p)))
+            for i, p in enumerate(positions)
+        ]
+        if examples and data.kind == "image" and data.test.x.shape[1] in (1, 3):
+            low, high = data.box()
+            title = "Inputs that the attack broke"
+            return [gallery(self._id("examples"), title, examples, float(np.min(low)), float(np.max(high)))]
+        if examples and data.kind == "table":
+            return [feature_changes(self._id("examples"), "Rows that the attack broke", examples, data.columns, data.scale())]
+        return []
+
+    def _caption(self, arrays: Arrays, row: int, position: int) -> str:
+        after, distance = float(arrays["after"][row]), f"distance {arrays['distance'][row]:.3g}"
+        if self.task.model.task == "regression":
+            return f"output moves to {after:.4g}, {distance}"
+        names = self.task.classes
+        return f"{names[int(self.task.data.test.y[position])]} is taken for {names[int(after)]}, {distance}"
 
 
 def _mutable(task: Task) -> NDArray[np.bool_] | None:
@@ -187,217 +454,9 @@ def _mutable(task: Task) -> NDArray[np.bool_] | None:
     return np.asarray([column in names for column in columns])
 
 
-def _id(norm: str, part: str) -> str:
-    return f"robustness.{norm}.{part}"
-
-
-def _stages(task: Task, norm: str) -> list[Stage]:
-    threat = threat_model(task, norm)
-    steps, restarts = budget(task)
-    pgd = PGD(threat.norm, threat.eps, steps=steps, restarts=restarts, step_size=task.options.step_size, seed=task.seed)
-    noise = UniformNoise(threat.norm, threat.eps, draws=task.options.noise_draws, seed=task.seed)
-    stages = [
-        _attack_stage(task, norm, "pgd", pgd, threat, 2.0 * steps * restarts, None),
-        _attack_stage(task, norm, "noise", noise, threat, float(noise.draws), EVIDENCE_SAMPLES),
-    ]
-    if threat.mutable is None:
-        # Radius as wide as the box: a working gradient attack then reaches any corner.
-        corner = threat.reach(task.data.test.x.shape[1:])
-        free = ThreatModel(threat.norm, corner, threat.low, threat.high, threat.scale)
-        unbounded = PGD(threat.norm, corner, steps=UNBOUNDED_STEPS, restarts=4, seed=task.seed)
-        stages.append(_attack_stage(task, norm, "unbounded", unbounded, free, 2.0 * UNBOUNDED_STEPS, EVIDENCE_SAMPLES // 2))
-    return [*stages, _flat_stage(task, norm, threat)]
-
-
-def budget(task: Task) -> tuple[int, int]:
-    """Return steps and restarts: as stated, else those of the profile; regression needs a run up and one down."""
-    steps, restarts = BUDGETS[task.profile]
-    steps, restarts = task.options.steps or steps, task.options.restarts or restarts
-    return steps, max(2, restarts) if task.model.task == "regression" else restarts
-
-
-def _attack_stage(
-    task: Task, norm: str, part: str, attack: Attack, threat: ThreatModel, passes: float, most: int | None
-) -> Stage:
-    cost_of = {"unbounded": _id(norm, "unbounded_breaks")}.get(part, _id(norm, "accuracy"))
-
-    def job(block: Block) -> Arrays:
-        out = attack(task.model, block.x, block.y, ids=block.ids, threat=threat, tolerance=tolerance(task, block.earlier))
-        arrays = {
-            "broken": out.success,
-            "distance": out.distance,
-            "loss_start": out.loss_start,
-            "loss_end": out.loss_end,
-            "grad_zero": out.grad_zero,
-            "rejected": out.rejected,
-        }
-        if part == "pgd":
-            arrays |= {"x_adv": out.x_adv, "adversarial": task.model.predict(out.x_adv)}
-        return {name: tensor.cpu().numpy() for name, tensor in arrays.items()}
-
-    def select(found: Found) -> NDArray[np.int64]:
-        right = np.flatnonzero(right_at_first(task, found))
-        return right[spread_over(len(right), most)]
-
-    return Stage(
-        id=_id(norm, part),
-        job=job,
-        cost_of=cost_of,
-        select=select if most is not None else None,
-        after=("predictions.test",),
-        passes=passes,
-        holds_inputs=part == "pgd",
-    )
-
-
-def _flat_stage(task: Task, norm: str, threat: ThreatModel) -> Stage:
-    """Look closer at the samples whose gradient was zero wherever the attack looked."""
-
-    def job(block: Block) -> Arrays:
-        return {"moved": sanity.outputs_move(task.model, block.x, block.ids, threat, seed=task.seed).cpu().numpy()}
-
-    pgd = _id(norm, "pgd")
-    return Stage(
-        id=_id(norm, "flat"),
-        job=job,
-        cost_of=_id(norm, "gradients_nonzero"),
-        select=lambda found: found[pgd].positions[found[pgd]["grad_zero"]],
-        after=(pgd,),
-        passes=0.1,
-    )
-
-
-def tolerance(task: Task, found: Found) -> float | None:
-    """Return how far a regression output must move: as stated, else one standard deviation of the residuals."""
-    if task.model.task != "regression":
-        return None
-    if task.options.tolerance is not None:
-        return float(task.options.tolerance)
-    residuals = task.data.test.y - found["predictions.test"]["values"]
-    return float(np.std(residuals)) or 1e-12
-
-
-def right_at_first(task: Task, found: Found) -> NDArray[np.bool_]:
-    """Tell which samples the network gets right before any attack; for regression all count."""
-    clean = found["predictions.test"]
-    if task.model.task == "regression":
-        finite_values: NDArray[np.bool_] = np.isfinite(clean["values"])
-        return finite_values
-    logits = clean["logits"]
-    right: NDArray[np.bool_] = (logits.argmax(axis=1) == task.data.test.y) & np.isfinite(logits).all(axis=1)
-    return right
-
-
-def spread_over(n: int, most: int | None) -> NDArray[np.int64]:
+def _spread_over(n: int, most: int) -> NDArray[np.int64]:
     """Return at most `most` of the positions 0 … n − 1, evenly spread, so that sorted data do not bias what is drawn."""
-    return np.arange(n) if most is None or n <= most else np.linspace(0, n - 1, most).round().astype(np.int64)
-
-
-def _conclude_norm(task: Task, norm: str, found: Found, answer: Answer) -> str:
-    n = len(task.data.test)
-    pgd, noise = found[_id(norm, "pgd")], found[_id(norm, "noise")]
-    threat = threat_model(task, norm)
-    right = right_at_first(task, found)
-    # The attack's own clean forward can differ from the stored one by a rounding: a sample counts as broken if either says so.
-    broken = pgd.spread("broken", n, False) | noise.spread("broken", n, False) | ~right
-    standing = int((~broken).sum())
-    interval = stats.clopper_pearson(standing, n, task.confidence)
-    params = _params(task, norm, threat, found)
-    accuracy = Metric(
-        id=_id(norm, "accuracy"),
-        value=interval.value,
-        low=interval.low,
-        high=interval.high,
-        confidence=task.confidence,
-        n=n,
-        method="clopper-pearson",
-        kind="upper",
-        params={**params, "headline": True},
-        detail="no attack of this run broke these samples; a stronger one might",
-    )
-    answer.metrics.append(accuracy)
-    hit = broken & right
-    success = stats.clopper_pearson(int(hit.sum()), int(right.sum()), task.confidence)
-    answer.metrics.append(
-        Metric(
-            id=_id(norm, "attack_success"),
-            value=success.value,
-            low=success.low,
-            high=success.high,
-            confidence=task.confidence,
-            n=int(right.sum()),
-            method="clopper-pearson",
-            kind="lower",
-            direction="lower",
-            params=params,
-        )
-    )
-    answer.outcomes[_id(norm, "broken")] = broken
-    answer.evidence += _evidence(norm, threat, found)
-    if not right.any():
-        answer.reasons.append("no sample was right before the attack, so nothing could be broken")
-    answer.findings += _findings(task, norm, threat, hit, right, accuracy)
-    answer.figures += _figures(task, norm, pgd, accuracy, right, hit, threat)
-    noun = "kept their answer" if task.model.task == "regression" else "are right and stay right"
-    return (
-        f"Under {_name(norm)} changes of at most {_radius(task, threat)}, {standing} of {n} samples {noun} as far as this "
-        f"attack found ({_percent(accuracy.value)}, {task.confidence:.0%} interval {_percent(accuracy.low)} to "
-        f"{_percent(accuracy.high)})."
-    )
-
-
-def _params(task: Task, norm: str, threat: ThreatModel, found: Found) -> dict[str, Any]:
-    steps, restarts = budget(task)
-    params: dict[str, Any] = {
-        "eps": threat.eps,
-        "norm": norm,
-        "unit": "input units" if threat.scale is None else "column standard deviations",
-        "steps": steps,
-        "restarts": restarts,
-    }
-    if task.model.task == "regression":
-        params["tolerance"] = finite(tolerance(task, found))
-    return params
-
-
-def _evidence(norm: str, threat: ThreatModel, found: Found) -> list[Evidence]:
-    prefix = f"robustness.{norm}"
-    pgd, noise, free = found[_id(norm, "pgd")], found[_id(norm, "noise")], found.get(_id(norm, "unbounded"))
-    attacked = np.isfinite(pgd["loss_start"])
-    steep = attacked & ~pgd["grad_zero"]
-    rejected = int(pgd["rejected"].sum())
-    evidence = [sanity.verified(prefix, int((pgd["broken"] & attacked).sum()), rejected)]
-    if attacked.any() and threat.eps > 0:
-        zero, hidden = int((pgd["grad_zero"] & attacked).sum()), int(found[_id(norm, "flat")]["moved"].sum())
-        evidence.append(sanity.gradients_nonzero(prefix, int(attacked.sum()), zero, hidden))
-    if steep.any() and threat.eps > 0:
-        start, end, broken = (pgd[name][steep] for name in ("loss_start", "loss_end", "broken"))
-        evidence.append(sanity.loss_rises(prefix, start, end, broken))
-    if len(noise.positions):
-        at = np.searchsorted(pgd.positions, noise.positions)
-        evidence.append(sanity.beats_noise(prefix, noise["broken"], pgd["broken"][at]))
-    if free is not None and len(free.positions):
-        evidence.append(sanity.unbounded_breaks(prefix, free["broken"]))
-    return evidence
-
-
-def _findings(
-    task: Task, norm: str, threat: ThreatModel, hit: NDArray[np.bool_], right: NDArray[np.bool_], accuracy: Metric
-) -> list[Finding]:
-    if not hit.any():
-        return []
-    lost = float(hit.sum() / max(1, right.sum()))
-    severity = "high" if lost >= 0.5 else "medium" if lost >= 0.1 else "low"
-    changed = "moved the output too far" if task.model.task == "regression" else "turned a right answer wrong"
-    return [
-        Finding(
-            severity=severity,  # type: ignore[arg-type]
-            title=f"{_name(norm)} changes of at most {_radius(task, threat)} break {lost:.0%} of the answers",
-            detail=f"Such a change {changed} on {int(hit.sum())} of {int(right.sum())} samples; every example was verified "
-            f"again. What remains ({_percent(accuracy.value)}) is what this attack did not break, not what cannot be broken.",
-            samples=[int(i) for i in task.data.test.ids[np.flatnonzero(hit)[:10]]],
-        )
-    ]
+    return np.arange(n) if n <= most else np.linspace(0, n - 1, most).round().astype(np.int64)
 
 
 def _unstated(task: Task) -> list[Finding]:
@@ -424,107 +483,6 @@ def _not_tested(task: Task) -> list[str]:
     if task.options.mutable is not None:
         untested.append("whether an unlimited radius breaks everything: only some columns may change, so it need not")
     return untested
-
-
-def _figures(
-    task: Task,
-    norm: str,
-    pgd: Merged,
-    accuracy: Metric,
-    right: NDArray[np.bool_],
-    hit: NDArray[np.bool_],
-    threat: ThreatModel,
-) -> list[Figure]:
-    n = len(task.data.test)
-    clean = stats.clopper_pearson(int(right.sum()), n, task.confidence)
-    figures = [
-        Figure(
-            id=_id(norm, "before_after"),
-            kind="bars",
-            title=f"Before and under attack ({_name(norm)}, at most {_radius(task, threat)})",
-            data={
-                "labels": ["clean inputs", "under attack"],
-                "values": [clean.value, accuracy.value],
-                "low": [clean.low, accuracy.low],
-                "high": [clean.high, accuracy.high],
-                "n": [n, n],
-                "xlabel": "share of samples",
-                "ylabel": "",
-            },
-        )
-    ]
-    if not task.keep_samples:
-        return figures
-    chosen = [
-        int(i)
-        for i in np.flatnonzero(hit & (pgd.spread("distance", n, 0.0) > 0) & np.isfinite(pgd.spread("distance", n, 0.0)))[
-            :GALLERY
-        ]
-    ]
-    if chosen and task.data.kind == "image" and task.data.test.x.shape[1] in (1, 3):
-        figures.append(_gallery(task, norm, pgd, chosen))
-    elif chosen and task.data.kind == "table":
-        figures.append(_changes(task, norm, pgd, chosen))
-    return figures
-
-
-def _gallery(task: Task, norm: str, pgd: Merged, chosen: list[int]) -> Figure:
-    low, high = (float(np.min(side)) if i == 0 else float(np.max(side)) for i, side in enumerate(task.data.box()))
-    x, x_adv = task.data.test.x, pgd["x_adv"]
-    rows = np.searchsorted(pgd.positions, chosen)
-    items: list[Any] = []
-    for position, row in zip(chosen, rows, strict=True):
-        clean = (x[position].astype(np.float64) - low) / (high - low)
-        changed = (x_adv[row].astype(np.float64) - low) / (high - low)
-        items.append(
-            {
-                "id": int(task.data.test.ids[position]),
-                "caption": _caption(task, pgd, position, int(row)),
-                "images": [_pixels(clean), _pixels(changed), _pixels(0.5 + 5 * (changed - clean))],
-            }
-        )
-    return Figure(
-        id=_id(norm, "examples"),
-        kind="gallery",
-        title="Inputs that the attack broke",
-        data={"panels": ["clean", "adversarial", "difference × 10"], "items": items},
-    )
-
-
-def _changes(task: Task, norm: str, pgd: Merged, chosen: list[int]) -> Figure:
-    rows = np.searchsorted(pgd.positions, chosen)
-    items: list[Any] = [
-        {
-            "id": int(task.data.test.ids[position]),
-            "caption": _caption(task, pgd, position, int(row)),
-            "clean": [float(v) for v in task.data.test.x[position]],
-            "adversarial": [float(v) for v in pgd["x_adv"][row]],
-        }
-        for position, row in zip(chosen, rows, strict=True)
-    ]
-    return Figure(
-        id=_id(norm, "examples"),
-        kind="feature_change",
-        title="Rows that the attack broke",
-        data={"columns": list(task.data.columns), "items": items, "scale": [float(s) for s in task.data.scale()]},
-    )
-
-
-def _caption(task: Task, pgd: Merged, position: int, row: int) -> str:
-    after = pgd["adversarial"][row]
-    distance = f"distance {pgd['distance'][row]:.3g}"
-    if task.model.task == "regression":
-        return f"sample {int(task.data.test.ids[position])}: output moves to {float(after):.4g}, {distance}"
-    names = task.classes
-    return (
-        f"sample {int(task.data.test.ids[position])}: {names[int(task.data.test.y[position])]} is taken for "
-        f"{names[int(after)]}, {distance}"
-    )
-
-
-def _pixels(image: NDArray[np.float64]) -> dict[str, Any]:
-    pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    return {"shape": list(pixels.shape), "pixels": base64.b64encode(pixels.tobytes()).decode("ascii")}
 
 
 def _radius(task: Task, threat: ThreatModel) -> str:

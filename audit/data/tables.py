@@ -132,10 +132,10 @@ def numbers(frame: pd.DataFrame, columns: list[str], source: str) -> Any:
     """Return the columns as a float array; an error names the column that holds text or a gap."""
     for name in columns:
         column = frame[name]
-        text = None if _is_numeric(column) else next((v for v in column.dropna() if not _is_number(v)), None)
+        text = _text_in(column)
         if text is not None:
             raise DataError(
-                f"{source}: column {name!r} holds text ({str(text)[:40]!r}): encode it as the network saw it in training "
+                f"{source}: column {name!r} holds text ({text[:40]!r}): encode it as the network saw it in training "
                 "(--preprocess FILE.py:FUNC), or leave it out (--inputs)"
             )
         gaps = int(column.isna().sum())
@@ -153,6 +153,17 @@ def numbers(frame: pd.DataFrame, columns: list[str], source: str) -> Any:
             f"{source}: column {columns[infinite[0]]!r} holds infinity; replace it as in training, or drop the rows"
         )
     return x
+
+
+def _text_in(column: pd.Series[Any]) -> str | None:
+    """Return the value that keeps a column from being numbers: in a column of numbers as text, the one that is none."""
+    import pandas as pd
+
+    if _is_numeric(column):
+        return None
+    texts = [str(value) for value in column.dropna() if not _is_number(value)]
+    odd = pd.to_numeric(pd.Series(texts, dtype=object), errors="coerce").isna() if texts else ()
+    return next((text for text, is_odd in zip(texts, odd, strict=True) if is_odd), texts[0] if texts else None)
 
 
 def _labels(column: pd.Series[Any]) -> Any:

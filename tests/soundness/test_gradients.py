@@ -136,3 +136,20 @@ def test_a_network_that_gets_nothing_right_is_not_robust():
     result = robustness(net, audit.Dataset(x, y))
     assert result["robustness"].status == "incomplete"
     assert "no sample was right" in (result["robustness"].reason or "")
+
+
+def test_a_weak_attack_is_found_out(trained):
+    """One short step breaks nothing, and a limit on what it left standing would pass."""
+    net, data = trained
+    weak = {"settings": ["robustness.steps=1", "robustness.restarts=1", "robustness.step_size=0.001"]}
+    result = robustness(net, data, **weak)
+    assert result["robustness"].metric("robustness.linf.accuracy").low > 0.01
+    assert result.verdict == "incomplete"
+    assert "converged" in (result["robustness"].reason or "")
+
+
+def test_a_radius_of_nothing_is_not_robustness(trained):
+    net, data = trained
+    result = robustness(net, data, eps=0.0)
+    assert result.verdict == "incomplete"
+    assert "radius is 0" in (result["robustness"].reason or "")
