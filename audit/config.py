@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from audit.errors import UsageError, closest
 from audit.files import read_file
@@ -80,12 +80,11 @@ class Limit(Section):
     max: float | None = Field(default=None, allow_inf_nan=False)
     required: bool = True
 
-    @field_validator("max")
-    @classmethod
-    def _one_side(cls, value: float | None, info: Any) -> float | None:
-        if (value is None) == (info.data.get("min") is None):
+    @model_validator(mode="after")
+    def _one_side(self) -> Limit:
+        if (self.min is None) == (self.max is None):
             raise ValueError("give either min or max")
-        return value
+        return self
 
 
 class PolicySection(Section):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,7 +90,9 @@ def _models(folder: Path, good: bytes) -> None:
     os.mkfifo(folder / "pipe.npz")
     torch.save([1, 2, 3], folder / "list.pt")
     torch.save({"epoch": 3}, folder / "nothing.pt")
-    torch.jit.script(nn.Sequential(nn.Linear(4, 3))).save(str(folder / "script.pt"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript itself is deprecated; files of it remain
+        torch.jit.script(nn.Sequential(nn.Linear(4, 3))).save(str(folder / "script.pt"))
 
 
 def _data(folder: Path) -> None:
@@ -527,9 +530,9 @@ def test_a_full_disk_leaves_no_half_report(
 # --- the same in real processes -----------------------------------------------------------------------------------------
 
 
-def spawn(*arguments: object, cwd: Path) -> subprocess.Popen[str]:
+def spawn(*arguments: object, cwd: Path, **variables: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "audit", *map(str, arguments)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.Popen(
         command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -551,12 +554,12 @@ def test_a_process_ends_with_code_and_message(files: Path, tmp_path: Path):
 
 
 SLOW_NET = """
-import time
+import os, time
 from nets import Net
 
 class Slow(Net):
     def forward(self, x):
-        time.sleep(0.1)
+        time.sleep(float(os.environ.get("PAUSE", "0")))
         return super().forward(x)
 """
 
@@ -566,11 +569,11 @@ class Slow(Net):
 def test_an_interrupted_run_ends_with_130_and_goes_on_where_it_stopped(number: signal.Signals, files: Path, tmp_path: Path):
     (tmp_path / "nets.py").write_text(hostile.NETS)
     (tmp_path / "slow.py").write_text(SLOW_NET)
-    x, y = hostile.rows(2000)
+    x, y = hostile.rows(1200)
     np.savez(tmp_path / "many.npz", x=x, y=y)
     arguments = ["run", files / "good.pt", "--arch", "slow.py:Slow", "--data", "many.npz", "--out", "out", "--device", "cpu"]
-    arguments += ["--checks", "performance,robustness", "--bounds", "0,1", "--batch-size", "64"]
-    child = spawn(*arguments, cwd=tmp_path)
+    arguments += ["--checks", "performance", "--batch-size", "64"]
+    child = spawn(*arguments, cwd=tmp_path, PAUSE="0.2")
     jobs = tmp_path / "out" / ".jobs"
     deadline = time.monotonic() + 60
     while not list(jobs.glob("*/*.npz")) and time.monotonic() < deadline and child.poll() is None:
@@ -584,9 +587,9 @@ def test_an_interrupted_run_ends_with_130_and_goes_on_where_it_stopped(number: s
     assert not (tmp_path / "out" / "result.json").exists()
     kept = {path.name: path.stat().st_mtime_ns for path in jobs.glob("*/*.npz")}
     assert kept
-    # The second run would take minutes with the slow network's robustness check: the jobs of the first one are what counts.
-    from audit.cache import Cache
-
-    key = next(jobs.iterdir()).name
-    stage, start = next(iter(kept)).removesuffix(".npz").rsplit("-", 1)
-    assert Cache(tmp_path / "out", key).get(stage, int(start)) is not None
+    again = spawn(*arguments, cwd=tmp_path)
+    _, err = again.communicate(timeout=60)
+    assert again.returncode == 0, err
+    now = {path.name: path.stat().st_mtime_ns for path in jobs.glob("*/*.npz")}
+    assert kept.items() < now.items(), "finished jobs were taken over, the others made"
+    assert read(tmp_path / "out")["checks"][0]["status"] == "measured"

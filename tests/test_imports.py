@@ -15,7 +15,7 @@ import pytest
 import audit
 from audit import errors
 
-HEAVY = ["torch", "art", "shap", "lime", "fairlearn", "sklearn", "pandas", "scipy", "matplotlib", "numpy", "pydantic"]
+HEAVY = ["torch", "art", "shap", "lime", "fairlearn", "sklearn", "pandas", "scipy", "matplotlib", "numpy"]
 AFTER_IMPORT = "import sys, json; print(json.dumps(sorted(sys.modules)))"
 
 # What `from audit import …` promises. A name is taken away only with a major version, and added here when it is added there.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,6 +11,7 @@ from audit.attacks.base import Attack, Ball, Candidates, Goal, Norm, l2_norm, pe
 from audit.errors import UsageError
 from audit.model.wrapper import Model
 
+FIRST_STEP = 0.7  # of the radius: 0.5 to 1 did about equally well on four networks in both norms
 LOOK_EVERY = 5  # steps between looks at who has left and who is stuck: each look is a sync on a GPU, each leaving a copy
 
 
@@ -29,8 +32,9 @@ class PGD(Attack):
     restarts
         Runs from different starts, the first included.
     step_size
-        Length of a step in units of the radius; 2.5 · eps / steps where None, so that a run can cross the ball and come back
-        (the setting of Madry's own code for CIFAR-10 and of many after it).
+        Length of every step in units of the radius, as Madry et al. have it. Where None, steps shrink along half a cosine from
+        0.7 · eps to 0: at the same cost that breaks far more than the customary 2.5 · eps / steps (on an adversarially trained
+        MNIST network at L∞ 0.35, 40 steps and 2 starts left 21 % of 150 samples standing rather than 43 %).
     random_start
         Whether the first run begins at random in the ball, as all others do, rather than at the input.
     """
@@ -73,7 +77,6 @@ class PGD(Attack):
         origin, goal = x[rows], goal.take(rows)
         low, high = ball.limits(origin)
         point = self._start(origin, ball, ids[rows], low, high, restart)
-        step = (2.5 * ball.eps / self.steps if self.step_size is None else self.step_size) * ball.unit()
         for k in range(self.steps):
             gradient, losses, hit = look(model, goal, point, direction)
             if restart == 0 and k == 0:
@@ -92,11 +95,16 @@ class PGD(Attack):
                     # Without a gradient a step goes nowhere: the sample is started again elsewhere in the ball.
                     again = self._random(origin[stuck], ball, ids[rows[stuck]], low[stuck], high[stuck], restart, k + 1)
                     point = point.index_put((stuck,), again)
-            point = _step(point, gradient, origin, ball, low, high, step)
+            point = _step(point, gradient, origin, ball, low, high, self._step_length(k, ball.eps) * ball.unit())
         # The last point was not looked at yet: one forward says what came of it.
         with torch.no_grad():
             output = model.values(point) if model.task == "regression" else model.logits(point)
         found.note(rows, point, goal.loss(output, direction), goal.broken(output), last=True)
+
+    def _step_length(self, k: int, eps: float) -> float:
+        if self.step_size is not None:
+            return self.step_size
+        return FIRST_STEP * eps * (1 + math.cos(math.pi * k / self.steps)) / 2
 
     def _start(self, x: Tensor, ball: Ball, ids: Tensor, low: Tensor, high: Tensor, restart: int) -> Tensor:
         if not self.random_start and restart == 0:

@@ -46,7 +46,9 @@ class RobustnessOptions(CheckOptions):
     eps: list[float] | None = Field(default=None, description="radius of each norm, in input units; fractions as '8/255'")
     steps: int | None = Field(default=None, ge=1, description="gradient steps a restart; unstated: by profile")
     restarts: int | None = Field(default=None, ge=1, description="runs from different starts; unstated: by profile")
-    step_size: float | None = Field(default=None, gt=0, description="length of a step; unstated: 2.5 eps / steps")
+    step_size: float | None = Field(
+        default=None, gt=0, description="length of every step; unstated: shrinking from 0.7 eps to 0"
+    )
     mutable: list[str] | None = Field(default=None, description="columns of a table that may change; unstated: all")
     tolerance: float | None = Field(
         default=None, gt=0, description="regression: a larger move of the output counts; unstated: one sd of the residuals"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import warnings
 import zlib
 from typing import TYPE_CHECKING, Any
 
@@ -29,16 +30,14 @@ def read_csv(content: bytes) -> pd.DataFrame:
     import pandas as pd
 
     try:
-        frame = pd.read_csv(io.BytesIO(content), low_memory=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            # Left to itself, pandas takes surplus fields for row labels, and each value lands under its neighbour's name.
+            return pd.read_csv(io.BytesIO(content), low_memory=False, index_col=False)
+    except pd.errors.ParserWarning:
+        raise DataError("the CSV file's rows have more fields than its header has names: name every column") from None
     except (ValueError, pd.errors.ParserError, OverflowError, MemoryError) as error:
         raise DataError(f"the CSV file cannot be read: {str(error).strip()}") from None
-    if not isinstance(frame.index, pd.RangeIndex):
-        # pandas takes the surplus for row labels, and each value would land under the name of its neighbour.
-        raise DataError(
-            f"the CSV file's rows have more fields than its header ({len(frame.columns)} names): "
-            "name every column, and drop commas at the end of rows"
-        )
-    return frame
 
 
 def read_csv_gz(content: bytes) -> pd.DataFrame:

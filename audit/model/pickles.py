@@ -47,8 +47,12 @@ BESIDE_WEIGHTS = {
     "_codecs.encode",
     "builtins.bytearray",
     "builtins.complex",
+    "builtins.dict",
+    "builtins.float",
+    "builtins.int",
+    "builtins.list",
+    "builtins.long",
     "builtins.set",
-    "__builtin__.set",
     "numpy.dtype",
     "numpy.core.multiarray.scalar",
     "numpy._core.multiarray.scalar",
@@ -182,22 +186,21 @@ class Weights:
     def _open_zip(self, file: bytes) -> Any:
         with zipfile.ZipFile(io.BytesIO(file)) as archive:
             members = {member.filename: member for member in archive.infolist()}
-            pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
-            if len(pickles) != 1:
-                raise Damaged(f"it should hold one data.pkl, got {len(pickles)}")
-            if members[pickles[0]].file_size > MAX_PICKLE:
-                raise Damaged(f"its data.pkl has more than {MAX_PICKLE:,} bytes")
-            folder = pickles[0].removesuffix("data.pkl")
-            order = archive.read(f"{folder}byteorder")[:16] if f"{folder}byteorder" in members else b"little"
-            if order.strip() != sys.byteorder.encode():
-                raise Damaged(f"its numbers are {order!r}-endian, those of this machine {sys.byteorder}-endian")
-            content = archive.read(pickles[0])
+        pickles = [name for name in members if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise Damaged(f"it should hold one data.pkl, got {len(pickles)}")
+        if members[pickles[0]].file_size > MAX_PICKLE:
+            raise Damaged(f"its data.pkl has more than {MAX_PICKLE:,} bytes")
+        folder = pickles[0].removesuffix("data.pkl")
+        order = members.get(f"{folder}byteorder")
+        if order is not None and _member(file, order)[:16].strip() != sys.byteorder.encode():
+            raise Damaged(f"its numbers have another byte order than this machine's ({sys.byteorder}-endian)")
 
         def find(storage: Storage) -> bytearray:
             return _member(file, members[f"{folder}data/{storage.key}"])
 
         self._find = find
-        return Unpickler(io.BytesIO(content)).load()
+        return Unpickler(io.BytesIO(_member(file, members[pickles[0]]))).load()
 
     def _open_stream(self, file: bytes) -> Any:
         stream = io.BytesIO(file)
@@ -310,7 +313,7 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a name, or raise `Blocked`."""
-        full = f"{module}.{name}"
+        full = f"{'builtins' if module == '__builtin__' else module}.{name}"  # Python 2's name, which protocol 2 writes
         if full in CALLED:
             return CALLED[full]
         if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:

@@ -171,7 +171,8 @@ class Model:
             for child in self.module.modules():
                 # A network whose own train() keeps a part in training mode is still asked as it is deployed.
                 child.training = False
-            self.module.requires_grad_(False)
+            for parameter in self.module.parameters():  # not Module.requires_grad_, which a ScriptModule lacks
+                parameter.requires_grad_(False)
             self.module.to(self.device)
             yield self
         finally:

@@ -43,3 +43,14 @@ def test_published_mnist_networks(name: str, accuracy: float, low: float, high: 
     right = torch.isfinite(out.loss_start)
     success = float(out.success[right].double().mean())
     assert low <= success <= high
+
+
+@pytest.mark.slow
+def test_shrinking_steps_break_more_than_constant_ones_at_the_same_cost():
+    """The claim of PGD's docstring, on the network that it names."""
+    x, y = mnist()
+    model = Model.load(shared("models/mnist_lenet5_advtrained.pt"), arch=LeNet5, bounds=(0, 1), device="cpu")
+    constant = PGD("linf", 0.35, steps=40, restarts=2, step_size=2.5 * 0.35 / 40)(model, x[:150], y[:150])
+    shrinking = PGD("linf", 0.35, steps=40, restarts=2)(model, x[:150], y[:150])
+    assert shrinking.backwards <= constant.backwards
+    assert int(shrinking.success.sum()) >= int(constant.success.sum()) + 20
