@@ -236,7 +236,7 @@ def _interrupted() -> NoReturn:
 
 
 def _fail(error: BaseException, message: str, code: int, debug: bool) -> NoReturn:
-    from audit.report.text import plain
+    from audit.plain import plain
 
     if debug:
         traceback.print_exception(error)
@@ -245,7 +245,7 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> NoRetur
 
 
 def _say_result(result: Any, out: Path) -> None:
-    from audit.report.text import plain
+    from audit.plain import plain
 
     lines = [f"{result.verdict}: {plain(result.sentence)}"]
     lines += [f"  {check.id} ({check.status}): {plain(check.answer)}" for check in result.checks]

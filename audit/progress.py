@@ -7,6 +7,8 @@ import time
 from types import TracebackType
 from typing import Any, TextIO
 
+from audit.plain import plain
+
 
 class Progress:
     """Counts passes done of passes planned and says so on stderr.
@@ -59,9 +61,10 @@ class Progress:
             self._bar.update(self._task, total=max(passes, 1.0))
 
     def say(self, text: str) -> None:
-        """Write a line, above the bar where there is one."""
+        """Write lines, above the bar where there is one; hostile characters in them are made visible."""
         if self.quiet:
             return
+        text = plain(text, newlines=True)
         if self._bar is not None:
             self._bar.console.print(text, markup=False, highlight=False)
         else:

@@ -123,6 +123,7 @@ def execute(
         check_limits(config.policy.limit)
         plan = make_plan(model, data, config, debug=debug)
         cache = Cache(out, _key(model, data, config), fresh=fresh)
+        progress.say(_announce(model, data, plan))
         progress.plan(plan.passes(data))
         run = _Run(model, data, config, plan, cache, progress, debug)
         results = run.collect(out if config.run.save_samples else None)
@@ -141,6 +142,25 @@ def execute(
         checks=results,
         policy=verdict.judgements,
     )
+
+
+def _announce(model: Model, data: Dataset, plan: Plan) -> str:
+    """Say what goes in and what will be done, before it is done."""
+    shape = " × ".join(str(side) for side in data.test.x.shape[1:])
+    what = f"{len(data.columns)} columns: {', '.join(data.columns)}" if data.columns else f"{shape} each"
+    checks = [item.check.id for item in plan.planned if item.not_applicable is None]
+    skipped = [f"{item.check.id} does not apply ({item.not_applicable})" for item in plan.planned if item.not_applicable]
+    lines = [
+        f"network: {model.origin.source}, {model.task}, returns {model.output}"
+        + (f", {model.classes} classes" if model.task == "classification" else ""),
+        f"data: {data.source}, {len(data.test):,} samples, {what}; as {data.test.x.dtype} from {data.test.x.min():g} to "
+        f"{data.test.x.max():g}"
+        + (f"; reference: {len(data.reference):,} samples" if data.reference else "; no reference part"),
+        *(f"note: {note}" for note in (*model.notes, *data.notes)),
+        f"checks: {', '.join(checks)}; at most about {plan.passes(data):,.0f} passes of one sample",
+        *(f"note: {line}" for line in skipped),
+    ]
+    return "\n".join(line.replace("\n", " ") for line in lines)
 
 
 def make_plan(model: Model, data: Dataset, config: Config, *, debug: bool = False) -> Plan:

@@ -376,7 +376,7 @@ def _bombs(folder: Path) -> dict[str, str]:
     write("absent.pt", hostile.torch_zip(mark + b"}X\x01\x00\x00\x00w" + rebuilt + b"s."), "not there")
     doubling = b")" + b"q\x00h\x00\x86" * 60
     write("keys.pt", hostile.torch_zip(mark + b"}" + doubling + b"K\x01s."), "dictionary key")
-    write("many.pt", hostile.torch_zip(mark + b"(" + b"}" * 12_000_000 + b"l."), "operations")
+    write("many.pt", hostile.torch_zip(mark + b"(" + b"}" * 4_000_000 + b"l."), "operations")
     loop = b"}q\x00X\x0a\x00\x00\x00state_dicth\x00s."
     write("loop.pt", hostile.torch_zip(mark + loop), "no weights")
     lying = bytearray(hostile.zipped({"archive/data.pkl": b"\0" * 40_000_000}, zipfile.ZIP_DEFLATED))
@@ -386,13 +386,13 @@ def _bombs(folder: Path) -> dict[str, str]:
     write("lies.pt", bytes(lying), "damaged")
     write("shape.npz", hostile.zipped({"x.npy": hostile.npz_member("(4000000000, 1)"), "y.npy": b""}), "claims shape")
     write("negative.npz", hostile.zipped({"x.npy": hostile.npz_member("(-1, 4)"), "y.npy": b""}), "claims shape")
-    big = hostile.npz_member("(1000000, 100)", body=b"\0" * 400_000_000)
+    big = hostile.npz_member("(1000000, 40)", body=b"\0" * 160_000_000)
     lying = bytearray(hostile.zipped({"x.npy": big}, zipfile.ZIP_DEFLATED))
     del big
     at = lying.rfind(b"PK\x01\x02") + 24
     lying[at : at + 4] = (1000).to_bytes(4, "little")
     write("lies.npz", bytes(lying), "damaged")
-    write("table.csv.gz", gzip.compress(b"x,y\n" + b"1,0\n" * 40_000_000, compresslevel=9), "exhaust memory")
+    write("table.csv.gz", gzip.compress(b"x,y\n" + b"1,0\n" * 18_000_000, compresslevel=9), "exhaust memory")
     pd.DataFrame({"x": np.zeros(1), "y": 0}).to_parquet(folder / "fine.parquet")
     words["fine.parquet"] = "loaded"
     return words

@@ -123,6 +123,7 @@ def outcomes(result: Result) -> np.ndarray:
     return np.concatenate([table.bits(name) for table in tables for name in table.names()])
 
 
+@pytest.mark.slow
 def test_outcomes_are_the_same_for_every_batch_size(digits_net):
     runs = {
         size: outcomes(digits(digits_net, samples=512, batch_size=size, skip=["fairness"], norm=["linf", "l2"]))

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first object of the plain stream: torch.serialization.MAGIC_NUMBER
-MAX_PICKLE = 32 * 2**20  # the pickle of ten thousand tensors has about 2 MB and is read a million times: numbers stand beside
-MAX_READS = 6_000_000
+# Numbers stand beside the pickle, which has about 100 bytes and 51 reads a tensor: enough for some 60,000 tensors.
+MAX_PICKLE = 32 * 2**20
+MAX_READS = 3_000_000
 
 STORAGES = {
     "FloatStorage": torch.float32,

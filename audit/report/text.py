@@ -1,4 +1,4 @@
-"""Text that is safe to show: hostile strings made visible, long ones clipped, numbers written for people."""
+"""Text for reports: hostile strings that stay text in markdown, long ones clipped, numbers written for people."""
 
 from __future__ import annotations
 
@@ -9,34 +9,13 @@ from collections.abc import Iterable
 
 from pydantic import JsonValue
 
+from audit.plain import plain
+
 DASH = "–"
 
-# Categories with no glyph of their own: controls, formats (all bidi overrides are among them), surrogates, private use,
-# unassigned, line and paragraph separators.
-_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
-# Joiners shape Persian and Indic words and emoji; they neither move nor hide their neighbours.
-_JOINERS = frozenset("\u200c\u200d")
-_SHORT_ESCAPES = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _MARKDOWN_ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "|": "&#124;", "\\": "&#92;", "`": "&#96;", "@": "&#64;"}
 _MARKDOWN_MARKS = frozenset("*_[]{}#~$")
 _METRIC_ID = re.compile(r"[a-z0-9_]+(\.[a-z0-9_]+)+")
-
-
-def plain(text: str, *, newlines: bool = False) -> str:
-    r"""Return `text` with each character that could move, hide or reorder its neighbours written as an escape.
-
-    Safe to print on a terminal: ESC comes out as ``\x1b``, a right-to-left override as ``\u202e``.
-
-    Parameters
-    ----------
-    text : str
-        Any string, from any file.
-    newlines : bool
-        Keep line feeds, for prose of several lines.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(c if newlines and c == "\n" else _visible(c) for c in text)
 
 
 def clip(text: str, limit: int, *, newlines: bool = False) -> str:
@@ -134,17 +113,6 @@ def listed(items: Iterable[object], limit: int) -> str:
 def width(text: str) -> float:
     """Return about how wide `text` is, in characters of a proportional font (wide scripts count double)."""
     return sum(2.0 if unicodedata.east_asian_width(c) in "WF" else 1.0 for c in text)
-
-
-def _visible(char: str) -> str:
-    if char in _SHORT_ESCAPES:
-        return _SHORT_ESCAPES[char]
-    if char in _JOINERS or unicodedata.category(char) not in _INVISIBLE:
-        return char
-    code = ord(char)
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def _digits(value: float, unit: str) -> str:

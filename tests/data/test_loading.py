@@ -253,8 +253,8 @@ def test_the_reference_part_needs_the_same_columns_but_no_groups(tmp_path: Path)
     ):
         with pytest.raises(DataError, match=words):
             Dataset.load(FRAME.drop(columns="sex"), reference=other, target="label")
-    with pytest.raises(DataError, match=r"shape \(4,\)"):
-        Dataset.load({"x": X, "y": Y}, reference={"x": X[:, :3], "y": Y})
+    with pytest.raises(DataError, match=r"shape \(4, 1\), got \(3, 1\)"):
+        Dataset.load({"x": X[:, :, None], "y": Y}, reference={"x": X[:, :3, None], "y": Y})
 
 
 @pytest.mark.parametrize(
