@@ -125,10 +125,7 @@ def outcomes(result: Result) -> np.ndarray:
 
 @pytest.mark.slow
 def test_outcomes_are_the_same_for_every_batch_size(digits_net):
-    runs = {
-        size: outcomes(digits(digits_net, samples=512, batch_size=size, skip=["fairness"], norm=["linf", "l2"]))
-        for size in (1, 7, 256)
-    }
+    runs = {size: outcomes(digits(digits_net, samples=512, batch_size=size, skip=["fairness"])) for size in (1, 7, 256)}
     total = len(runs[256])
     assert total > 1000
     for size in (1, 7):
@@ -666,14 +663,14 @@ def test_progress_says_how_far_and_how_long_in_plain_lines(add):
     add(plain_check("mine", [stage("mine.work", slow), stage("mine.more", slow)]))
     with Progress(stream=stream, every=0.0) as progress:
         small(n=1100, checks=["mine"], progress=progress)
-        lines = stream.getvalue().splitlines()
+        lines = [line for line in stream.getvalue().splitlines() if "%" in line]  # without those that say what goes in
         shares = [int(re.fullmatch(r" +(\d+)% done, mine\.(work|more), about \d+ s left", line)[1]) for line in lines]
         assert shares == sorted(shares)
         assert shares[0] < 50
         assert shares[-1] == 100
         # a second run on the same Progress starts from nothing, as in the demo
         small(n=1100, checks=["mine"], progress=progress)
-        again = stream.getvalue().splitlines()[len(lines) :]
+        again = [line for line in stream.getvalue().splitlines() if "%" in line][len(lines) :]
         assert again[0].strip().startswith(f"{shares[0]}%")
     assert "\x1b" not in stream.getvalue()
 

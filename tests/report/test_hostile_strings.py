@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from audit.report import html, markdown
 from audit.plain import plain
+from audit.report import html, markdown
 from audit.report.text import clip
 from audit.result import Result
 
