@@ -103,12 +103,13 @@ def run(
     from audit import workflows
     from audit.progress import Progress
 
+    folder = workflows.output_folder(out, config, settings or [])
     with Progress(quiet=quiet) as progress:
         result = workflows.run(
             model,
             data,
             config=config,
-            out=out if out is not None else workflows.output_folder(config),
+            out=folder,
             arch=arch,
             arch_args=_json(arch_args),
             trust_model=trust_model,
@@ -143,7 +144,7 @@ def run(
             debug=debug,
         )
     if not quiet:
-        _say_result(result, workflows.output_folder(config) if out is None else out)
+        _say_result(result, folder)
     raise typer.Exit(result.exit_code)
 
 
@@ -248,7 +249,10 @@ def _say_result(result: Any, out: Path) -> None:
     from audit.plain import plain
 
     lines = [f"{result.verdict}: {plain(result.sentence)}"]
-    lines += [f"  {check.id} ({check.status}): {plain(check.answer)}" for check in result.checks]
+    for check in result.checks:
+        lines.append(f"  {check.id} ({check.status}): {plain(check.answer)}")
+        if check.status == "incomplete" and check.reason:
+            lines.append(f"    not complete: {plain(check.reason)}")
     _write("\n".join([*lines, f"  report: {plain(str(out / 'report.html'))}"]))
 
 

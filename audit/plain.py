@@ -1,4 +1,4 @@
-"""Makes hostile text visible: nothing that a model, a label or a file name says can move the cursor or reorder its neighbours."""
+"""Makes hostile text visible: nothing that a model, label or file name says can move the cursor or reorder its neighbours."""
 
 from __future__ import annotations
 

@@ -6,79 +6,41 @@ their arrays are merged in the order of sample ids. A finished job is stored at 
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import inspect
 import io
-import math
-import platform
-import re
-import subprocess
 import time
-import traceback
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import JsonValue
 
-from audit.cache import Cache, FinishedJob, run_key
+from audit.cache import Cache, FinishedJob
 from audit.checks import base
-from audit.checks.base import Arrays, Block, Check, Merged, Stage, Task
-from audit.config import Config, Limit, validate
-from audit.data.base import Dataset, Part
-from audit.errors import AuditError, OutputError, UsageError, closest
+from audit.checks.base import Arrays, Block, Check, Merged, Stage
+from audit.config import Config
+from audit.data.base import Dataset
+from audit.errors import AuditError, OutputError
 from audit.model.wrapper import Model
+from audit.plan import Plan, Planned, check_limits, describe_error, make_plan, part_size
 from audit.policy import judge
 from audit.preflight import expect_accuracy, preflight
 from audit.progress import Progress
+from audit.provenance import data_info, job_key, model_info, spec_of
 from audit.result import (
     CheckResult,
     Cost,
-    DataInfo,
     Finding,
-    ModelInfo,
     Passes,
     Result,
-    Spec,
     make_folder,
     write_atomically,
 )
 
 BLOCK = 512  # samples a job: a multiple of the 64 that share a noise generator, and small enough to lose little when killed
-PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
 POSITIONS = "__positions__"
-RESERVED = ("model", "data", "run", "policy")  # sections of audit.toml, so no names for checks
-STAGE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # it names files
-
-
-@dataclass
-class Planned:
-    """One check in the plan: its task and stages, or the reason why it is not applicable or could not be planned."""
-
-    check: Check
-    task: Task
-    stages: list[Stage] = field(default_factory=list)
-    not_applicable: str | None = None
-    error: str | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All checks, and their stages in the order in which they can run."""
-
-    planned: list[Planned]
-    stages: list[Stage]
-
-    def passes(self, data: Dataset) -> float:
-        """Return the expected forwards plus backwards of the whole run, as far as they can be known before it."""
-        return sum(stage.passes * _size(data, stage.part) for stage in self.stages)
 
 
 def execute(
@@ -122,7 +84,7 @@ def execute(
         preflight(model, data)
         check_limits(config.policy.limit)
         plan = make_plan(model, data, config, debug=debug)
-        cache = Cache(out, _key(model, data, config), fresh=fresh)
+        cache = Cache(out, job_key(model, data, config), fresh=fresh)
         progress.say(_announce(model, data, plan))
         progress.plan(plan.passes(data))
         run = _Run(model, data, config, plan, cache, progress, debug)
@@ -136,9 +98,9 @@ def execute(
         exit_code=verdict.exit_code,
         started_at=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - clock, 3),
-        spec=_spec(config, model, command),
-        model=_model_info(model, data),
-        data=_data_info(data),
+        spec=spec_of(config, model, command),
+        model=model_info(model, data),
+        data=data_info(data),
         checks=results,
         policy=verdict.judgements,
     )
@@ -161,120 +123,6 @@ def _announce(model: Model, data: Dataset, plan: Plan) -> str:
         *(f"note: {line}" for line in skipped),
     ]
     return "\n".join(line.replace("\n", " ") for line in lines)
-
-
-def make_plan(model: Model, data: Dataset, config: Config, *, debug: bool = False) -> Plan:
-    """Decide which checks run, with which stages, in which order."""
-    registry, chosen = base.registry(), chosen_checks(config)
-    for check_id, values in config.checks.items():
-        validate(registry[check_id].Options, values, check_id)  # those of checks that do not run this time, too
-    planned = []
-    for check_id in chosen:
-        check = registry[check_id]()
-        options = validate(check.Options, config.checks.get(check_id, {}), check_id)
-        task = Task(
-            model=model,
-            data=data,
-            options=options,
-            seed=config.run.seed,
-            confidence=config.policy.confidence,
-            profile=config.run.profile,
-            stated=config.stated(),
-            keep_samples=config.run.save_samples,
-        )
-        planned.append(_plan_one(check, task, debug))
-    unique: dict[str, Stage] = {}
-    if config.data.expect_accuracy is not None:
-        # What was stated is held against what is measured before any long work, and where no check asks for it, too.
-        if model.task != "classification":
-            raise UsageError("--expect-accuracy is for classification, but the network is a regression network")
-        unique["predictions.test"] = base.predictions(planned[0].task)
-    for item in planned:
-        for stage in item.stages:
-            unique.setdefault(stage.id, stage)
-    return Plan(planned, _in_order(unique))
-
-
-def _plan_one(check: Check, task: Task, debug: bool) -> Planned:
-    """Let a check list its work. A fault in the user's options ends the audit; a fault in the check ends the check."""
-    try:
-        reason = check.not_applicable(task)
-        if reason is not None:
-            return Planned(check, task, not_applicable=reason)
-        check.preflight(task)
-        stages = list(check.stages(task))
-        _check_stages(stages)
-    except AuditError:
-        raise
-    except Exception as error:
-        if debug:
-            raise
-        return Planned(check, task, error=_describe(error))
-    return Planned(check, task, stages)
-
-
-def _check_stages(stages: Sequence[Stage]) -> None:
-    for stage in stages:
-        if not STAGE_ID.fullmatch(stage.id):
-            raise ValueError(f"a stage's id names files: letters, digits, '.', '_' and '-'; got {stage.id!r}")
-
-
-def chosen_checks(config: Config) -> list[str]:
-    """Return the ids of the checks to run: those asked for, else all, less those to skip."""
-    known = list(base.registry())
-    for check_id in known:
-        if not re.fullmatch("[a-z0-9_]+", check_id) or check_id in RESERVED:
-            raise UsageError(f"a check's id should be of [a-z0-9_] and none of {', '.join(RESERVED)}; got {check_id!r}")
-    for check_id in (*(config.run.checks or ()), *config.run.skip):
-        if check_id not in known:
-            raise UsageError(f"no check {check_id!r}; {closest(check_id, known)}")
-    asked = config.run.checks if config.run.checks is not None else known
-    chosen = [check_id for check_id in known if check_id in asked and check_id not in config.run.skip]
-    if not chosen:
-        raise UsageError("no check is left to run: nothing would be measured; look at --checks and --skip")
-    return chosen
-
-
-def check_limits(limits: Sequence[Limit]) -> None:
-    """Raise a UsageError for a limit that no check could ever measure, or that says nothing."""
-    docs = [doc for check in base.registry().values() for doc in check.metrics]
-    for limit in limits:
-        doc = next((doc for doc in docs if _matches(limit.metric, doc.id)), None)
-        if doc is None:
-            near = closest(limit.metric, [doc.id for doc in docs])
-            raise UsageError(f"no check measures {limit.metric!r}; {near}; see audit list metrics")
-        if (limit.min is None) == (limit.max is None):
-            raise UsageError(f"the limit on {limit.metric!r} should have either min or max")
-        if doc.range == "0 to 1":
-            _check_fraction(limit)
-
-
-def _check_fraction(limit: Limit) -> None:
-    """Refuse a limit that every network keeps, or none: 40 where 0.4 was meant must not become a gate that is always green."""
-    if limit.min is not None and not 0 < limit.min <= 1:
-        raise UsageError(f"{limit.metric} lies between 0 and 1, so min should be above 0 and at most 1, got {limit.min:g}")
-    if limit.max is not None and not 0 <= limit.max < 1:
-        raise UsageError(f"{limit.metric} lies between 0 and 1, so max should be at least 0 and below 1, got {limit.max:g}")
-
-
-def _matches(metric: str, pattern: str) -> bool:
-    parts, wanted = metric.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(w.startswith("<") or w == p for p, w in zip(parts, wanted, strict=True))
-
-
-def _in_order(stages: Mapping[str, Stage]) -> list[Stage]:
-    ordered: list[Stage] = []
-    placed: set[str] = set()
-    waiting = dict(stages)
-    while waiting:
-        ready = [s for s in waiting.values() if all(a in placed or a not in stages for a in s.after)]
-        if not ready:
-            raise UsageError(f"these stages wait for each other: {', '.join(waiting)}")
-        for stage in ready:
-            ordered.append(stage)
-            placed.add(stage.id)
-            del waiting[stage.id]
-    return ordered
 
 
 class _Run:
@@ -321,7 +169,7 @@ class _Run:
         except Exception as error:
             if self.debug:
                 raise
-            self.failed[stage.id] = _describe(error)
+            self.failed[stage.id] = describe_error(error)
 
     def _hold_against_stated(self) -> None:
         """Stop where the clean accuracy is not the one that the user stated."""
@@ -333,7 +181,7 @@ class _Run:
         expect_accuracy(int(right.sum()), len(right), expected, self.config.policy.confidence)
 
     def _run_stage(self, stage: Stage) -> Merged:
-        size = _size(self.data, stage.part)
+        size = part_size(self.data, stage.part)
         positions = np.arange(size) if stage.select is None else _as_positions(stage.select(self.found), size)
         done = [self._job(stage, start, positions[start : start + BLOCK]) for start in range(0, len(positions), BLOCK)]
         # A stage that runs on few of the samples was planned on all of them: what was planned is what counts as done.
@@ -417,7 +265,7 @@ class _Run:
         except Exception as error:
             if self.debug:
                 raise
-            return _plain(check, "error", _describe(error))
+            return _plain(check, "error", describe_error(error))
         return result
 
     def _write_artifact(self, out: Path, item: Planned, result: CheckResult) -> CheckResult:
@@ -431,7 +279,7 @@ class _Run:
             if self.debug:
                 raise
             reasons = [result.reason] if result.reason else []
-            reason = "; ".join([*reasons, f"its examples could not be collected: {_describe(error)}"])
+            reason = "; ".join([*reasons, f"its examples could not be collected: {describe_error(error)}"])
             return result.model_copy(update={"status": "incomplete", "reason": reason})
         folder = make_folder(out / "artifacts")
         write_atomically(folder / f"{result.id}.npz", buffer.getvalue())
@@ -509,12 +357,6 @@ def _plain(check: Check, status: str, reason: str) -> CheckResult:
     )
 
 
-def _describe(error: BaseException) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1:]
-    where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
-    return f"{type(error).__name__}: {error}{where}"
-
-
 def _drop_stale_artifacts(out: Path, results: Sequence[CheckResult]) -> None:
     """Delete the arrays that an earlier run left in the same folder: they are not of this run, and may hold inputs."""
     written = {result.artifact for result in results}
@@ -523,152 +365,3 @@ def _drop_stale_artifacts(out: Path, results: Sequence[CheckResult]) -> None:
             (out / "artifacts" / f"{check_id}.npz").unlink(missing_ok=True)
         for left in (out / "artifacts").glob(f".{check_id}.npz.*.tmp"):
             left.unlink(missing_ok=True)
-
-
-def _size(data: Dataset, part: str) -> int:
-    if part == "test":
-        return len(data.test)
-    return 0 if data.reference is None else len(data.reference)
-
-
-def _key(model: Model, data: Dataset, config: Config) -> str:
-    origin = model.origin
-    networks = {type(module) for module in model.module.modules() if not type(module).__module__.startswith("torch.")}
-    return run_key(
-        {
-            "model": [origin.sha256, origin.arch_sha256, origin.format, str(model.module), _sources(networks)],
-            "reading": [model.task, model.output, _listed(model.mean), _listed(model.std), str(model.device)],
-            "data": [_part_key(data.test), None if data.reference is None else _part_key(data.reference)],
-            "columns": [data.kind, data.columns, data.classes],
-            "bounds": None if data.bounds is None else [side.tolist() for side in data.bounds],
-            "config": _finite_json(config.model_dump(exclude={"policy": {"limit"}, "run": {"gate", "out", "checks", "skip"}})),
-            "versions": [_version("audit"), torch.__version__, np.__version__, *map(_version, PACKAGES)],
-            "plugins": sorted(
-                str(getattr(point.dist, "version", "")) + point.value for point in entry_points(group="audit.checks")
-            ),
-            # An editable install keeps its version while its code changes.
-            "sources": [_package_sources(), _sources(base.registry().values())],
-        }
-    )
-
-
-def _part_key(part: Part) -> list[str]:
-    groups = hashlib.sha256(repr([(name, values.tolist()) for name, values in sorted(part.sensitive.items())]).encode())
-    return [part.sha256(), groups.hexdigest()]
-
-
-def _package_sources() -> str:
-    digest = hashlib.sha256()
-    folder = Path(__file__).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(str(path.relative_to(folder)).encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _sources(classes: Iterable[type]) -> list[str]:
-    """Return a hash of the source of each class: of its whole file, else of what can be had of it."""
-    return sorted({f"{cls.__qualname__} {_source(cls)}" for cls in classes})
-
-
-def _source(cls: type) -> str:
-    try:
-        file = inspect.getsourcefile(cls)
-        text = Path(file).read_bytes() if file and Path(file).is_file() else inspect.getsource(cls).encode()
-    except (OSError, TypeError):  # typed at a prompt, or compiled: what it does is all there is
-        code = getattr(getattr(cls, "forward", None), "__code__", None)
-        text = code.co_code + repr(code.co_names).encode() if code is not None else b""
-    return hashlib.sha256(text).hexdigest()
-
-
-def _listed(tensor: torch.Tensor | None) -> list[float] | None:
-    return None if tensor is None else tensor.tolist()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def _spec(config: Config, model: Model, command: str) -> Spec:
-    return Spec(
-        audit_version=_version("audit"),
-        config={name: _finite_json(section) for name, section in config.model_dump().items()},
-        policy_sha256=config.policy.sha256(),
-        confidence=config.policy.confidence,
-        seed=config.run.seed,
-        device=str(model.device),
-        packages={name: _version(name) for name in PACKAGES},
-        python=platform.python_version(),
-        platform=f"{platform.system()} {platform.machine()}",
-        git=_git(),
-        command=command,
-    )
-
-
-def _finite_json(value: Any) -> JsonValue:
-    """Return a configuration value as JSON can hold it: infinity, as the open end of a range, becomes text."""
-    if isinstance(value, dict):
-        return {str(key): _finite_json(v) for key, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite_json(v) for v in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value if isinstance(value, str | int | float | bool) or value is None else str(value)
-
-
-def _git() -> dict[str, JsonValue]:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"],  # noqa: S607
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=False,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {}
-    return {"commit": done.stdout.strip()} if done.returncode == 0 else {}
-
-
-def _model_info(model: Model, data: Dataset) -> ModelInfo:
-    origin = model.origin
-    return ModelInfo(
-        source=origin.source,
-        sha256=origin.sha256,
-        format=origin.format,
-        task=model.task or "",
-        classes=model.classes if model.task == "classification" else None,
-        class_names=list(data.classes) or model.class_names,
-        input_shape=[int(d) for d in data.test.x.shape[1:]],
-        parameters=model.parameters,
-        trusted=origin.trusted,
-        output=model.output or "",
-        notes=list(model.notes),
-    )
-
-
-def _data_info(data: Dataset) -> DataInfo:
-    bounds: list[JsonValue] | None = None
-    if data.bounds is not None:
-        bounds = [side.tolist() for side in data.bounds]
-    sampled = None
-    if len(data.test) < data.rows:
-        used = np.zeros(data.rows, dtype=np.bool_)
-        used[data.test.ids] = True
-        sampled = base64.b64encode(np.packbits(used).tobytes()).decode("ascii")
-    x = data.test.x
-    return DataInfo(
-        source=data.source,
-        sha256=data.sha256,
-        n=len(data.test),
-        n_reference=0 if data.reference is None else len(data.reference),
-        columns=list(data.columns),
-        sensitive=sorted(data.test.sensitive),
-        kind=data.kind,
-        bounds=bounds,
-        rows=data.rows,
-        sampled=sampled,
-        notes=[f"inputs went in as {x.dtype}, from {float(x.min()):.6g} to {float(x.max()):.6g}", *data.notes],
-    )

@@ -160,10 +160,9 @@ def configuration(
     return resolve(merge(raw, options, extra), list(base.registry()))
 
 
-def output_folder(config: str | os.PathLike[str] | None) -> Path:
-    """Return the folder that results go to where ``--out`` was not given: the configuration's, else audit-out."""
-    section = read_toml(config).get("run", {}) if config is not None else {}
-    return Path(str(section.get("out", "audit-out"))) if isinstance(section, dict) else Path("audit-out")
+def output_folder(out: Path | None, config: str | os.PathLike[str] | None, settings: Sequence[str]) -> Path:
+    """Return the folder that results go to: ``--out``, else what ``--set`` or the configuration says, else audit-out."""
+    return out if out is not None else Path(configuration(config, None, {}, settings).run.out)
 
 
 @dataclass(frozen=True)
@@ -235,9 +234,20 @@ def demo(out: str | os.PathLike[str] = "audit-demo", *, progress: Progress | Non
     list of Result
         Of the digits and of the diabetes network; each stands in a folder of its own under `out`.
     """
+    import torch
+
+    threads = torch.get_num_threads()
+    # On networks this small, threads that wait for each other on busy cores take many times the time that they save.
+    torch.set_num_threads(1)
+    try:
+        return _demo(make_folder(out), progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _demo(folder: Path, progress: Progress | None) -> list[Result]:
     from audit import demo_nets
 
-    folder = make_folder(out)
     source = Path(demo_nets.__file__).read_bytes()
     write_atomically(folder / "nets.py", source)
     digits, diabetes = make_folder(folder / "digits"), make_folder(folder / "diabetes")

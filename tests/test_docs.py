@@ -12,7 +12,7 @@ import audit
 from audit import cli, demo_nets
 from audit.checks.base import registry
 from audit.listing import metrics_page
-from audit.runner import _matches
+from audit.plan import _matches
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if page.exists()]

@@ -333,7 +333,7 @@ def test_the_policy_hash_shows_a_weaker_gate():
     ],
 )
 def test_a_limit_that_nothing_could_decide_is_a_usage_error(limit, message):
-    from audit.runner import check_limits
+    from audit.plan import check_limits
 
     with pytest.raises(UsageError, match=message):
         check_limits([Limit(**limit)])
@@ -341,7 +341,7 @@ def test_a_limit_that_nothing_could_decide_is_a_usage_error(limit, message):
 
 def test_limits_on_every_documented_metric_are_taken():
     from audit.checks.base import registry
-    from audit.runner import check_limits
+    from audit.plan import check_limits
 
     for each in registry().values():
         for doc in each.metrics:

@@ -18,13 +18,14 @@ from pydantic import Field
 from torch import nn
 
 import audit
-from audit import demo_nets, runner
+from audit import demo_nets, provenance
 from audit.checks import base
 from audit.checks.base import Answer, Check, CheckOptions, MetricDoc, Stage, predictions
 from audit.config import Config
 from audit.data.base import Dataset
 from audit.errors import IncompleteError, OutputError, UsageError
 from audit.model.wrapper import Model
+from audit.preflight import preflight
 from audit.progress import Progress
 from audit.result import CheckResult, Evidence, Metric, Result
 
@@ -287,7 +288,7 @@ def test_costs_add_up_to_what_the_model_counted(digits_net, add):
     model = Model.load(digits_net / "model.pt", arch=ARCH)
     data = Dataset.load(digits_net / "test.npz", reference=digits_net / "train.npz")
     before = Model.load(digits_net / "model.pt", arch=ARCH)
-    runner.preflight(before, data)
+    preflight(before, data)
     result = audit.run(model, data, settings=QUICK, samples=100, norm=["linf", "l2"], skip=["performance", "fairness"])
     assert result["mine"].status == "error"
     assert result["mine"].cost.parts["mine.conclusion"].forwards == 5
@@ -613,7 +614,7 @@ def test_the_code_of_a_network_is_part_of_the_key(tmp_path):
         spec.loader.exec_module(module)
         torch.manual_seed(0)
         model = Model(module.Net(2, 2), task="classification", output="logits")
-        keys.append(runner._key(model, Dataset(np.zeros((2, 2), np.float32), [0, 1]), Config()))
+        keys.append(provenance.job_key(model, Dataset(np.zeros((2, 2), np.float32), [0, 1]), Config()))
     assert keys[0] != keys[1]
 
 

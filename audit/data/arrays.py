@@ -7,17 +7,14 @@ import math
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
 
-from audit.data.base import Dataset, as_array, preprocessed
+from audit.data.base import Dataset, Reading, as_array, preprocessed
 from audit.errors import DataError, closest
 from audit.files import archive_members
-
-if TYPE_CHECKING:
-    from audit.data.load import Reading
 
 MAX_RATIO = 1000  # an image set with empty margins packs about 20 to 1, a constant column about 900 to 1
 

@@ -268,6 +268,17 @@ def concatenate(batches: Sequence[tuple[Any, Any]]) -> tuple[NDArray[Any], NDArr
 Preprocess = Callable[[Any], ArrayLike]
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How rows become inputs, labels and groups: what the user stated, the same for the test and the reference part."""
+
+    target: str | None = None
+    inputs: tuple[str, ...] = ()
+    sensitive: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    preprocess: Preprocess | None = None
+
+
 def preprocessed(function: Preprocess, raw: Any, n: int) -> NDArray[np.float64]:
     """Apply the user's preprocessing to raw rows and check what comes back."""
     try:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
-from audit.data.base import Dataset, Preprocess, as_array, concatenate, replace_bounds
+from audit.data.base import Dataset, Preprocess, Reading, as_array, concatenate, replace_bounds
 from audit.errors import DataError
 from audit.files import not_a_model_nor_data, read_file
 
@@ -19,17 +18,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAX_CLASSES_BYTES = 2**24
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How rows become inputs, labels and groups: what the user stated, the same for the test and the reference part."""
-
-    target: str | None = None
-    inputs: tuple[str, ...] = ()
-    sensitive: tuple[str, ...] = ()
-    classes: tuple[str, ...] = ()
-    preprocess: Preprocess | None = None
 
 
 def load(

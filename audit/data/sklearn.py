@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from audit.data.base import Dataset, preprocessed
+from audit.data.base import Dataset, Reading, preprocessed
 from audit.errors import DataError, UsageError, closest
-
-if TYPE_CHECKING:
-    from audit.data.load import Reading
 
 NAMES = ("breast_cancer", "diabetes", "digits", "iris", "wine")
 

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from audit.data.arrays import label_codes
-from audit.data.base import Dataset, preprocessed
+from audit.data.base import Dataset, Reading, preprocessed
 from audit.errors import DataError, UsageError, closest
 from audit.files import memory_limit
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from audit.data.load import Reading
 
 MAX_RATIO = 200  # a table of zeros and ones packs about 100 to 1; the format's own limit is about 1000 to 1
 SMALL = 64 * 2**20  # unpacked, harmless at any ratio

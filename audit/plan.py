@@ -1,0 +1,170 @@
+"""Decides which checks run, with which stages, in which order, and refuses what could only be measured in vain."""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from audit.checks import base
+from audit.checks.base import Check, Stage, Task
+from audit.config import Config, Limit, validate
+from audit.data.base import Dataset
+from audit.errors import AuditError, UsageError, closest
+from audit.model.wrapper import Model
+
+RESERVED = ("model", "data", "run", "policy")  # sections of audit.toml, so no names for checks
+STAGE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # it names files
+
+
+@dataclass
+class Planned:
+    """One check in the plan: its task and stages, or the reason why it is not applicable or could not be planned."""
+
+    check: Check
+    task: Task
+    stages: list[Stage] = field(default_factory=list)
+    not_applicable: str | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All checks, and their stages in the order in which they can run."""
+
+    planned: list[Planned]
+    stages: list[Stage]
+
+    def passes(self, data: Dataset) -> float:
+        """Return the expected forwards plus backwards of the whole run, as far as they can be known before it."""
+        return sum(stage.passes * part_size(data, stage.part) for stage in self.stages)
+
+
+def make_plan(model: Model, data: Dataset, config: Config, *, debug: bool = False) -> Plan:
+    """Decide which checks run, with which stages, in which order."""
+    registry, chosen = base.registry(), chosen_checks(config)
+    for check_id, values in config.checks.items():
+        validate(registry[check_id].Options, values, check_id)  # those of checks that do not run this time, too
+    planned = []
+    for check_id in chosen:
+        check = registry[check_id]()
+        options = validate(check.Options, config.checks.get(check_id, {}), check_id)
+        task = Task(
+            model=model,
+            data=data,
+            options=options,
+            seed=config.run.seed,
+            confidence=config.policy.confidence,
+            profile=config.run.profile,
+            stated=config.stated(),
+            keep_samples=config.run.save_samples,
+        )
+        planned.append(_plan_one(check, task, debug))
+    unique: dict[str, Stage] = {}
+    if config.data.expect_accuracy is not None:
+        # What was stated is held against what is measured before any long work, and where no check asks for it, too.
+        if model.task != "classification":
+            raise UsageError("--expect-accuracy is for classification, but the network is a regression network")
+        unique["predictions.test"] = base.predictions(planned[0].task)
+    for item in planned:
+        for stage in item.stages:
+            unique.setdefault(stage.id, stage)
+    return Plan(planned, _in_order(unique))
+
+
+def _plan_one(check: Check, task: Task, debug: bool) -> Planned:
+    """Let a check list its work. A fault in the user's options ends the audit; a fault in the check ends the check."""
+    try:
+        reason = check.not_applicable(task)
+        if reason is not None:
+            return Planned(check, task, not_applicable=reason)
+        check.preflight(task)
+        stages = list(check.stages(task))
+        _check_stages(stages)
+    except AuditError:
+        raise
+    except Exception as error:
+        if debug:
+            raise
+        return Planned(check, task, error=describe_error(error))
+    return Planned(check, task, stages)
+
+
+def _check_stages(stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        if not STAGE_ID.fullmatch(stage.id):
+            raise ValueError(f"a stage's id names files: letters, digits, '.', '_' and '-'; got {stage.id!r}")
+
+
+def chosen_checks(config: Config) -> list[str]:
+    """Return the ids of the checks to run: those asked for, else all, less those to skip."""
+    known = list(base.registry())
+    for check_id in known:
+        if not re.fullmatch("[a-z0-9_]+", check_id) or check_id in RESERVED:
+            raise UsageError(f"a check's id should be of [a-z0-9_] and none of {', '.join(RESERVED)}; got {check_id!r}")
+    for check_id in (*(config.run.checks or ()), *config.run.skip):
+        if check_id not in known:
+            raise UsageError(f"no check {check_id!r}; {closest(check_id, known)}")
+    asked = config.run.checks if config.run.checks is not None else known
+    chosen = [check_id for check_id in known if check_id in asked and check_id not in config.run.skip]
+    if not chosen:
+        raise UsageError("no check is left to run: nothing would be measured; look at --checks and --skip")
+    return chosen
+
+
+def check_limits(limits: Sequence[Limit]) -> None:
+    """Raise a UsageError for a limit that no check could ever measure, or that says nothing."""
+    docs = [doc for check in base.registry().values() for doc in check.metrics]
+    for limit in limits:
+        doc = next((doc for doc in docs if _matches(limit.metric, doc.id)), None)
+        if doc is None:
+            near = closest(limit.metric, [doc.id for doc in docs])
+            raise UsageError(f"no check measures {limit.metric!r}; {near}; see audit list metrics")
+        if (limit.min is None) == (limit.max is None):
+            raise UsageError(f"the limit on {limit.metric!r} should have either min or max")
+        if doc.range == "0 to 1":
+            _check_fraction(limit)
+
+
+def _check_fraction(limit: Limit) -> None:
+    """Refuse a limit that every network keeps, or none: 40 where 0.4 was meant must not become a gate that is always green."""
+    if limit.min is not None and not 0 < limit.min <= 1:
+        raise UsageError(f"{limit.metric} lies between 0 and 1, so min should be above 0 and at most 1, got {limit.min:g}")
+    if limit.max is not None and not 0 <= limit.max < 1:
+        raise UsageError(f"{limit.metric} lies between 0 and 1, so max should be at least 0 and below 1, got {limit.max:g}")
+
+
+def _matches(metric: str, pattern: str) -> bool:
+    parts, wanted = metric.split("."), pattern.split(".")
+    return len(parts) == len(wanted) and all(w.startswith("<") or w == p for p, w in zip(parts, wanted, strict=True))
+
+
+def _in_order(stages: Mapping[str, Stage]) -> list[Stage]:
+    ordered: list[Stage] = []
+    placed: set[str] = set()
+    waiting = dict(stages)
+    while waiting:
+        ready = [s for s in waiting.values() if all(a in placed or a not in stages for a in s.after)]
+        if not ready:
+            raise UsageError(f"these stages wait for each other: {', '.join(waiting)}")
+        for stage in ready:
+            ordered.append(stage)
+            placed.add(stage.id)
+            del waiting[stage.id]
+    return ordered
+
+
+def part_size(data: Dataset, part: str) -> int:
+    """Return the number of samples of the ``test`` or the ``reference`` part; 0 where there is none."""
+    if part == "test":
+        return len(data.test)
+    return 0 if data.reference is None else len(data.reference)
+
+
+def describe_error(error: BaseException) -> str:
+    """Say in one line what went wrong and where."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    where = f" ({Path(last[0].filename).name}:{last[0].lineno})" if last else ""
+    return f"{type(error).__name__}: {error}{where}"
