@@ -124,6 +124,9 @@ def check_limits(limits: Sequence[Limit]) -> None:
             raise UsageError(f"no check measures {limit.metric!r}; {near}; see audit list metrics")
         if (limit.min is None) == (limit.max is None):
             raise UsageError(f"the limit on {limit.metric!r} should have either min or max")
+        side, other = ("min", "max") if doc.direction == "higher" else ("max", "min")
+        if getattr(limit, other) is not None:
+            raise UsageError(f"{limit.metric} is better {doc.direction}, so a limit on it needs {side}, got {other}")
         if doc.range == "0 to 1":
             _check_fraction(limit)
 

@@ -3,7 +3,8 @@
 The bound on the unfavourable side must clear a limit: pass. The whole interval lies beyond it, and does so after Holm's
 correction for the number of limits: fail. Everything else is incomplete: an interval that straddles the limit, a check that
 did not run or whose evidence is not ok, a metric that is missing. One exception: a failed ``min`` on an upper bound (or ``max``
-on a lower one) stands where evidence is not ok, since better evidence could only make it worse.
+on a lower one) stands where one-sided evidence is not ok, since better evidence could only make it worse. (An output that
+changes from one forward to the next is not one-sided: it can break samples that nothing would break.)
 """
 
 from __future__ import annotations
@@ -113,7 +114,8 @@ def _judge_one(limit: Limit, found: Found, checks: Sequence[CheckResult], confid
     clears = bound >= threshold if side == "min" else bound <= threshold
     beyond = best < threshold if side == "min" else best > threshold
     weak = _weakness(check)
-    if beyond and check.status in ("measured", "incomplete") and metric.kind == {"min": "upper", "max": "lower"}[side]:
+    one_way = metric.kind == {"min": "upper", "max": "lower"}[side] and all(e.ok or e.one_sided for e in check.evidence)
+    if beyond and one_way and check.status in ("measured", "incomplete"):
         weak = None  # better evidence could only make it worse
     p_fail = stats.p_beyond(metric.method, metric.value, metric.n, metric.low, metric.high, metric.confidence, threshold, side)
     update: dict[str, object] = {"bound": bound, "p_fail": p_fail}

@@ -64,12 +64,16 @@ class Metric(Record):
 
 
 class Evidence(Record):
-    """A test of the measurement itself: `ok`, or not, with the figure that decided it."""
+    """A test of the measurement itself: `ok`, or not, with the figure that decided it.
+
+    `one_sided` evidence, where it is not ok, can only have flattered the network: a figure that fails all the same stands.
+    """
 
     id: MetricId
     ok: bool
     detail: str
     value: Number | None = None
+    one_sided: bool = False
 
 
 class Finding(Record):

@@ -24,7 +24,7 @@ def share(metric_id: str, k: int, n: int, **more: Any) -> Metric:
 
 
 def check(check_id: str, *metrics: Metric, status: str = "measured", ok: bool = True, reason: str | None = None) -> CheckResult:
-    evidence = [Evidence(id=f"{check_id}.sound", ok=ok, detail="as measured")]
+    evidence = [Evidence(id=f"{check_id}.sound", ok=ok, detail="as measured", one_sided=True)]
     if status == "measured" and not ok:
         status, reason = "incomplete", "the evidence is not ok"
     return CheckResult(
@@ -141,12 +141,20 @@ def test_what_stands_where_evidence_is_not_ok(kind, side, k, outcome):
             question="?",
             answer=".",
             metrics=[metric],
-            evidence=[Evidence(id="robustness.loss_rises", ok=False, detail="flat")],
+            evidence=[Evidence(id="robustness.loss_rises", ok=False, detail="flat", one_sided=True)],
         ),
     ):
         verdict = judge(policy({"metric": metric.id, side: 0.5}), [weak], gate=False)
         assert verdict.judgements[0].outcome == outcome
         assert verdict.exit_code == (1 if outcome == "fail" else 4)
+
+
+def test_nothing_stands_where_the_output_is_a_matter_of_luck():
+    """A network that changes its answer from one forward to the next is broken by nothing at all."""
+    metric = share("robustness.linf.accuracy", 10, 100, kind="upper")
+    evidence = [Evidence(id="robustness.linf.verified", ok=False, detail="1 of 20 held in a fresh forward")]
+    random = check("robustness", metric, ok=False).model_copy(update={"evidence": evidence})
+    assert judge(policy({"metric": metric.id, "min": 0.5}), [random], gate=False).word == "incomplete"
 
 
 def test_figures_of_a_check_in_error_prove_nothing():
@@ -345,4 +353,7 @@ def test_limits_on_every_documented_metric_are_taken():
 
     for each in registry().values():
         for doc in each.metrics:
-            check_limits([Limit(metric=doc.id.replace("<", "").replace(">", ""), min=0.5)])
+            metric, side = doc.id.replace("<", "").replace(">", ""), "min" if doc.direction == "higher" else "max"
+            check_limits([Limit(metric=metric, **{side: 0.5})])
+            with pytest.raises(UsageError, match=f"needs {side}"):
+                check_limits([Limit(metric=metric, **{"max" if side == "min" else "min": 0.5})])

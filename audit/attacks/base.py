@@ -21,7 +21,9 @@ from audit.model.batching import in_batches
 from audit.model.wrapper import Model
 
 Norm = Literal["linf", "l2"]
+LossName = Literal["ce", "margin"]
 NORMS = ("linf", "l2")
+TOP_GAP = 4.0  # 2 to 8 did about equally well on four networks; the raw scale of their logits did, too, and 0.01 of it did not
 
 
 @dataclass(frozen=True)
@@ -102,12 +104,13 @@ class Ball:
     def limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return lowest and highest allowed value around `x` for L∞; for L2 the box alone."""
         if self.norm == "l2":
+            # A clean input outside the box stays where it is rather than being moved by the projection.
+            low, high = torch.minimum(self.low, x), torch.maximum(self.high, x)
             if self.scale is None:
-                return self.low.expand_as(x), self.high.expand_as(x)
+                return low, high
             fixed = self.scale == 0
-            return torch.where(fixed, x, self.low.expand_as(x)), torch.where(fixed, x, self.high.expand_as(x))
+            return torch.where(fixed, x, low), torch.where(fixed, x, high)
         reach = self.eps * self.unit()
-        # A clean input outside the box stays where it is rather than being moved by the projection.
         return torch.maximum(x - reach, torch.minimum(self.low, x)), torch.minimum(x + reach, torch.maximum(self.high, x))
 
     def project_l2(self, delta: Tensor) -> Tensor:
@@ -155,9 +158,11 @@ class AttackOutput:
     distance : float64 Tensor (n,)
         Distance of `x_adv` in units of the radius; infinite where nothing was found.
     loss_start, loss_end : Tensor (n,)
-        The attack's own loss at its start and at its best point; NaN where a sample was not attacked.
+        Margin (see `Goal.loss`) at the attack's start and at its best point; NaN where a sample was not attacked.
     grad_zero : bool Tensor (n,)
         Whether the gradient was exactly zero wherever the attack looked at it; False where it uses none.
+    grad_nan : bool Tensor (n,)
+        Whether the gradient was NaN or infinite anywhere that the attack looked at it.
     rejected : bool Tensor (n,)
         Claimed by the attack, and not confirmed by the re-check: the network's output is random or depends on the batch.
     """
@@ -168,6 +173,7 @@ class AttackOutput:
     loss_start: Tensor
     loss_end: Tensor
     grad_zero: Tensor
+    grad_nan: Tensor
     rejected: Tensor
     forwards: int
     backwards: int
@@ -184,9 +190,11 @@ class Candidates:
     broken : bool Tensor (n,)
         What the attack itself saw; `Attack.__call__` confirms it.
     loss_start, loss_end : Tensor (n,)
-        Loss at the start of the first run, and the highest one seen.
+        Margin (see `Goal.loss`) at the start of the first run, and the highest one seen.
     grad_zero : bool Tensor (n,)
         Whether the gradient was exactly zero wherever the attack looked at it; False where it uses none.
+    grad_nan : bool Tensor (n,)
+        Whether the gradient was NaN or infinite anywhere that the attack looked at it.
     """
 
     x_adv: Tensor
@@ -194,13 +202,14 @@ class Candidates:
     loss_start: Tensor
     loss_end: Tensor
     grad_zero: Tensor
+    grad_nan: Tensor
 
     @classmethod
     def start(cls, x: Tensor) -> Candidates:
         """Begin with the clean inputs."""
         flags = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         losses = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        return cls(x.clone(), flags, losses * torch.nan, losses, torch.ones_like(flags))
+        return cls(x.clone(), flags, losses * torch.nan, losses, torch.ones_like(flags), flags.clone())
 
     def note(self, rows: Tensor, point: Tensor, losses: Tensor, hit: Tensor, *, last: bool = False) -> None:
         """Note what was seen at `point` for the samples at `rows`; `last` keeps the point of an unbroken sample, too."""
@@ -233,16 +242,22 @@ class Goal:
             return ~((output - self.y).abs() <= self.tolerance)
         return (output.argmax(dim=1) != self.y) | ~torch.isfinite(output).all(dim=1)
 
-    def loss(self, output: Tensor, direction: float = 1.0) -> Tensor:
+    def loss(self, output: Tensor, direction: float = 1.0, kind: LossName = "ce") -> Tensor:
         r"""Return the loss to raise, of shape (n,).
 
-        Classification: :math:`\log\sum_{j\ne y} e^{z_j} - z_y`. Cross-entropy is softplus of it, so both have the same
+        Classification, ``ce``: :math:`\log\sum_{j\ne y} e^{z_j} - z_y`. Cross-entropy is softplus of it, so both have the same
         gradient direction for each sample; but the sigmoid that cross-entropy multiplies it with underflows to zero in
-        float32 where the network is sure, and here it is left out. Regression: the output, up or down (`direction` +1, −1).
+        float32 where the network is sure, and here it is left out. The logits are first scaled so that the gap between the
+        highest and the third is 4 (the gap is the denominator of Croce & Hein 2020, equation 6): a network whose logits are
+        all small would otherwise be attacked towards every class at once, and look robust. ``margin``:
+        :math:`\max_{j\ne y} z_j - z_y` (Carlini & Wagner 2017). Regression: the output, up or down (`direction` +1, −1).
         """
         if self.task == "regression":
             return (output - self.y) * direction
-        return self._others(output).logsumexp(dim=1) - self._own(output)
+        if kind == "margin":
+            return self._others(output).amax(dim=1) - self._own(output)
+        scaled = output * sharpness(output.detach())
+        return self._others(scaled).logsumexp(dim=1) - self._own(scaled)
 
     def _own(self, output: Tensor) -> Tensor:
         return output.gather(1, self.y[:, None])[:, 0]
@@ -320,7 +335,7 @@ class Attack(ABC):
 
         with model.session():
             out = in_batches(attack, (inputs, labels, sample_ids), model.batch_size)
-        x_adv, success, distance, start, end, zero, claimed = out
+        x_adv, success, distance, start, end, zero, nan, claimed = out
         return AttackOutput(
             x_adv=x_adv,
             success=success,
@@ -328,6 +343,7 @@ class Attack(ABC):
             loss_start=start,
             loss_end=end,
             grad_zero=zero,
+            grad_nan=nan,
             rejected=claimed & ~success,
             forwards=model.forwards - forwards,
             backwards=model.backwards - backwards,
@@ -346,26 +362,34 @@ class Attack(ABC):
         wrong = goal.broken(clean)
         x_adv, distance = x.clone(), torch.where(wrong, 0.0, torch.inf).double()
         nothing = torch.full((len(x),), torch.nan, dtype=x.dtype, device=x.device)
-        start, end, zero = nothing, nothing.clone(), torch.zeros_like(wrong)
+        start, end, zero, nan = nothing, nothing.clone(), torch.zeros_like(wrong), torch.zeros_like(wrong)
         success, claimed = wrong.clone(), wrong.clone()
         rows = (~wrong).nonzero()[:, 0]
         if len(rows) == 0:
-            return x_adv, success, distance, start, end, zero, claimed
+            return x_adv, success, distance, start, end, zero, nan, claimed
         standing, goals = x[rows], goal.take(rows)
         found = self.run(model, standing, goals, ball, ids.to(rows.device)[rows])
-        start[rows], end[rows], zero[rows] = found.loss_start, found.loss_end, found.grad_zero
+        start[rows], end[rows] = found.loss_start, found.loss_end
+        zero[rows], nan[rows] = found.grad_zero, found.grad_nan
         claimed[rows] = found.broken
         valid = goals.broken(output_of(model, found.x_adv)) & ball.allows(standing, found.x_adv)
         winners = rows[valid]
         x_adv[winners], success[winners] = found.x_adv[valid], True
         distance[winners] = ball.distance(standing[valid], found.x_adv[valid])
-        return x_adv, success, distance, start, end, zero, claimed
+        return x_adv, success, distance, start, end, zero, nan, claimed
 
 
 def output_of(model: Model, x: Tensor) -> Tensor:
     """Return logits, or values for regression, without a gradient."""
     with torch.no_grad():
         return model.values(x) if model.task == "regression" else model.logits(x)
+
+
+def sharpness(logits: Tensor) -> Tensor:
+    """Return the factor, (n, 1), that brings the gap between the highest and the third (or last) logit to `TOP_GAP`."""
+    top = logits.topk(min(3, logits.shape[1]), dim=1).values
+    gap = top[:, :1] - top[:, -1:]
+    return TOP_GAP / gap.clamp_min(1e-30).maximum(1e-6 * top.abs().amax(dim=1, keepdim=True))
 
 
 def as_columns(output: Tensor) -> Tensor:

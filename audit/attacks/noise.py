@@ -38,10 +38,10 @@ class UniformNoise(Attack):
             ).to(x)
             point = torch.minimum(torch.maximum(x[rows] + noise * ball.unit(), low[rows]), high[rows])
             output = output_of(model, point)
-            losses = goal.take(rows).loss(output)
+            margins = goal.take(rows).loss(output, kind="margin")
             if draw == 0:
-                found.loss_start[rows] = losses
-            found.note(rows, point, losses, goal.take(rows).broken(output))
+                found.loss_start[rows] = margins
+            found.note(rows, point, margins, goal.take(rows).broken(output))
             rows = (~found.broken).nonzero()[:, 0]
             if len(rows) == 0:
                 break

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from audit.attacks.base import Attack, Ball, Candidates, Goal, Norm, l2_norm, per_sample, random_in_ball
+from audit.attacks.base import Attack, Ball, Candidates, Goal, LossName, Norm, l2_norm, per_sample, random_in_ball
 from audit.errors import UsageError
 from audit.model.wrapper import Model
 
@@ -37,6 +38,8 @@ class PGD(Attack):
         MNIST network at L∞ 0.35, 40 steps and 2 starts left 21 % of 150 samples standing rather than 43 %).
     random_start
         Whether the first run begins at random in the ball, as all others do, rather than at the input.
+    loss
+        ``ce``, ``margin``, or ``both`` in turn; see `Goal.loss`.
     """
 
     name = "pgd"
@@ -50,13 +53,14 @@ class PGD(Attack):
         restarts: int = 1,
         step_size: float | None = None,
         random_start: bool = True,
+        loss: Literal["ce", "margin", "both"] = "ce",
         seed: int = 0,
     ) -> None:
         super().__init__(norm, eps, seed=seed)
         if steps < 1 or restarts < 1:
             raise UsageError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
         self.steps, self.restarts, self.random_start = steps, restarts, random_start
-        self.step_size = step_size
+        self.step_size, self.loss = step_size, loss
 
     def run(self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor) -> Candidates:
         """Attack a batch; see `Attack.run`. The candidate of an unbroken sample is the last point of its last run."""
@@ -74,16 +78,18 @@ class PGD(Attack):
     ) -> None:
         """Run from one start on the samples at `rows` and note in `found` what comes of it."""
         direction = 1.0 if restart % 2 == 0 else -1.0
+        loss: LossName = "margin" if self.loss == "margin" or (self.loss == "both" and restart % 2) else "ce"
         origin, goal = x[rows], goal.take(rows)
         low, high = ball.limits(origin)
         point = self._start(origin, ball, ids[rows], low, high, restart)
         for k in range(self.steps):
-            gradient, losses, hit = look(model, goal, point, direction)
+            gradient, margins, hit = look(model, goal, point, direction, loss)
             if restart == 0 and k == 0:
-                found.loss_start[rows] = losses
-            found.note(rows, point, losses, hit)
+                found.loss_start[rows] = margins
+            found.note(rows, point, margins, hit)
             if k % LOOK_EVERY == 0:
-                stuck = (gradient == 0).flatten(1).all(dim=1)
+                found.grad_nan[rows] |= ~torch.isfinite(gradient).flatten(1).all(dim=1)
+                stuck = ((gradient == 0) | ~torch.isfinite(gradient)).flatten(1).all(dim=1)
                 found.grad_zero[rows] &= stuck
                 keep = ~found.broken[rows]
                 if not bool(keep.all()):
@@ -95,11 +101,12 @@ class PGD(Attack):
                     # Without a gradient a step goes nowhere: the sample is started again elsewhere in the ball.
                     again = self._random(origin[stuck], ball, ids[rows[stuck]], low[stuck], high[stuck], restart, k + 1)
                     point = point.index_put((stuck,), again)
+            gradient = gradient.nan_to_num_(0.0, 0.0, 0.0)  # one NaN must not stop, nor spread over, the whole sample
             point = _step(point, gradient, origin, ball, low, high, self._step_length(k, ball.eps) * ball.unit())
         # The last point was not looked at yet: one forward says what came of it.
         with torch.no_grad():
             output = model.values(point) if model.task == "regression" else model.logits(point)
-        found.note(rows, point, goal.loss(output, direction), goal.broken(output), last=True)
+        found.note(rows, point, goal.loss(output, direction, "margin"), goal.broken(output), last=True)
 
     def _step_length(self, k: int, eps: float) -> float:
         if self.step_size is not None:
@@ -117,17 +124,17 @@ class PGD(Attack):
         return torch.minimum(torch.maximum(x + noise * ball.unit(), low), high)
 
 
-def look(model: Model, goal: Goal, point: Tensor, direction: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return gradient, losses, and which samples are broken at `point`: one forward and one backward."""
-    hit = torch.zeros(0)
+def look(model: Model, goal: Goal, point: Tensor, direction: float, kind: LossName) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss's gradient, the margins, and which samples are broken at `point`: one forward and one backward."""
+    hit = margins = torch.zeros(0)
 
     def loss(output: Tensor) -> Tensor:
-        nonlocal hit
-        hit = goal.broken(output.detach())
-        return goal.loss(output, direction)
+        nonlocal hit, margins
+        hit, margins = goal.broken(output.detach()), goal.loss(output.detach(), direction, "margin")
+        return goal.loss(output, direction, kind)
 
-    gradient, losses = model.gradient(loss, point)
-    return gradient, losses, hit
+    gradient, _ = model.gradient(loss, point)
+    return gradient, margins, hit
 
 
 def _step(

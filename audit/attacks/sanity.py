@@ -18,6 +18,7 @@ from audit.result import Evidence
 
 FLAT_DRAWS = 10
 HIDDEN = 0.01  # share of samples whose gradient something may hide: the robust accuracy is off by no more than that
+SOMEWHERE = 0.5  # share of samples that must meet a gradient somewhere: hard labels 0 to 3 %, dead units 90 %, others all
 FOLLOWED = 0.95  # share of samples on which following the gradient must lead somewhere; a few sit on a ridge
 MISSED = 0.01  # share of samples that noise may break and the attack not: a few lie on the boundary itself
 
@@ -25,12 +26,19 @@ Bits = NDArray[np.bool_]
 Floats = NDArray[np.floating]
 
 
-def outputs_move(model: Model, x: Tensor, ids: Tensor, threat: ThreatModel, *, seed: int) -> Tensor:
+def outputs_move(model: Model, x: Tensor, ids: Tensor, threat: ThreatModel, spread: Floats, *, seed: int) -> Tensor:
     """Tell for which inputs the output differs at random points of the ball from the clean one, shape (n,).
 
     Asked of inputs without a gradient: where the output does not move either, the network is flat there, as dead units make
     it, and a gradient of zero tells the truth. Where it moves, something hides the gradient.
+
+    Parameters
+    ----------
+    spread
+        Standard deviation of each output over the clean samples, shape (classes,) or (1,): what counts as a move is measured
+        by it, so that outputs of any size can be asked.
     """
+    still = 1e-6 * torch.as_tensor(spread, dtype=x.dtype, device=x.device)
 
     def moves(inputs: Tensor, batch_ids: Tensor) -> tuple[Tensor, ...]:
         ball = threat.on(inputs)
@@ -43,21 +51,39 @@ def outputs_move(model: Model, x: Tensor, ids: Tensor, threat: ThreatModel, *, s
             noise = noise.sign() * ball.eps if threat.norm == "linf" and draw % 2 else noise
             point = torch.minimum(torch.maximum(inputs + noise * ball.unit(), low), high)
             output = as_columns(output_of(model, point))
-            moved |= ~torch.isclose(output, clean, rtol=1e-5, atol=1e-6).all(dim=1)
+            moved |= ~((output - clean).abs() <= 1e-5 * clean.abs() + still).all(dim=1)
         return (moved,)
 
     with model.session():
         return in_batches(moves, (x, ids), model.batch_size)[0]
 
 
-def gradients_nonzero(prefix: str, attacked: int, zero: int, hidden: int) -> Evidence:
+def gradients_nonzero(prefix: str, attacked: int, zero: int, hidden: int, nan: int) -> Evidence:
     """Ask whether the attack had a gradient to follow: `hidden` samples had none though their output moves."""
     flatness = f"; on {hidden} of them the output moves under random noise all the same: something hides the gradient"
+    broken = f"; it was NaN or infinite somewhere on {nan}" if nan else ""
     return Evidence(
         id=f"{prefix}.gradients_nonzero",
-        ok=hidden <= HIDDEN * attacked,
-        value=1 - hidden / attacked,
-        detail=f"the gradient was zero on {zero} of {attacked} attacked samples{flatness if zero else ''}",
+        ok=hidden + nan <= HIDDEN * attacked,
+        value=max(0.0, 1 - (hidden + nan) / attacked),
+        detail=f"the gradient was zero on {zero} of {attacked} attacked samples{flatness if zero else ''}{broken}",
+        one_sided=True,
+    )
+
+
+def gradient_found(prefix: str, zero: Bits) -> Evidence:
+    """Ask whether the network has a gradient anywhere in the box: hard labels and saturated outputs have next to none.
+
+    Such a network moves under no small noise and breaks under large noise, as a robust one does; only here does it show.
+    """
+    share = 1 - float(zero.mean())
+    return Evidence(
+        id=f"{prefix}.gradient_found",
+        ok=share >= SOMEWHERE,
+        value=share,
+        detail=f"with a radius as wide as the box the attack met a gradient on {share:.1%} of {len(zero)} samples "
+        f"({SOMEWHERE:.0%} expected)",
+        one_sided=True,
     )
 
 
@@ -69,6 +95,7 @@ def loss_rises(prefix: str, start: Floats, end: Floats, broken: Bits) -> Evidenc
         ok=rises >= FOLLOWED,
         value=rises,
         detail=f"the attack raised its loss on, or broke, {rises:.1%} of the samples with a gradient ({FOLLOWED:.0%} expected)",
+        one_sided=True,
     )
 
 
@@ -91,6 +118,7 @@ def beats_noise(prefix: str, by_noise: Bits, by_attack: Bits) -> Evidence:
         ok=int(missed.sum()) <= MISSED * len(missed),
         value=float(missed.mean()),
         detail=f"noise broke {int(by_noise.sum())} of {len(missed)} samples, the attack missed {int(missed.sum())} of them",
+        one_sided=True,
     )
 
 
@@ -103,6 +131,7 @@ def unbounded_breaks(prefix: str, broken: Bits) -> Evidence:
         value=share,
         detail=f"with a radius as wide as the box the attack broke {share:.1%} of {len(broken)} samples "
         f"({FOLLOWED:.0%} expected)",
+        one_sided=True,
     )
 
 
@@ -115,4 +144,5 @@ def converged(prefix: str, broken: Bits) -> Evidence:
         value=1 - share,
         detail=f"a longer attack broke {int(broken.sum())} of {len(broken)} samples that still stood "
         f"(at most {1 - FOLLOWED:.0%} expected of an attack that was strong enough)",
+        one_sided=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any, ClassVar, Literal
 
@@ -195,6 +196,15 @@ def right_at_first(task: Task, found: Found) -> NDArray[np.bool_]:
     return right
 
 
+def output_spread(found: Found) -> NDArray[np.floating[Any]]:
+    """Return the standard deviation of each clean output over the samples, shape (classes,) or (1,); 0 where unknown."""
+    (outputs,) = found["predictions.test"].arrays.values()
+    columns = np.where(np.isfinite(outputs), outputs, np.nan).reshape(len(outputs), -1)
+    with np.errstate(all="ignore"):
+        spread: NDArray[np.floating[Any]] = np.nan_to_num(np.asarray([np.std(c[np.isfinite(c)]) for c in columns.T]))
+    return spread
+
+
 class NormTask:
     """The attack in one norm: its stages, and what they add to the answer."""
 
@@ -210,20 +220,17 @@ class NormTask:
         longer = max(LONGER_STEPS, 2 * steps)
         pgd = PGD(threat.norm, threat.eps, steps=steps, restarts=restarts, step_size=task.options.step_size, seed=task.seed)
         noise = UniformNoise(threat.norm, threat.eps, draws=task.options.noise_draws, seed=task.seed)
-        again = PGD(threat.norm, threat.eps, steps=longer, restarts=2, seed=task.seed + 1)
+        again = PGD(threat.norm, threat.eps, steps=longer, restarts=2, loss="both", seed=task.seed + 1)
         stages = [
             self._attack("pgd", pgd, threat, 2.0 * steps * restarts),
             self._attack("noise", noise, threat, float(noise.draws), right=True),
             self._attack("longer", again, threat, 4.0 * longer, right=True, unbroken=("pgd", "noise")),
             self._flat(),
         ]
-        if threat.mutable is None:
-            # Radius as wide as the box: a working gradient attack then reaches any corner.
-            corner = threat.reach(task.data.test.x.shape[1:])
-            free = ThreatModel(threat.norm, corner, threat.low, threat.high, threat.scale)
-            unbounded = PGD(threat.norm, corner, steps=LONGER_STEPS, restarts=4, seed=task.seed)
-            stages.append(self._attack("unbounded", unbounded, free, 2.0 * LONGER_STEPS, right=True))
-        return stages
+        # Radius as wide as the box: a working gradient attack then reaches any corner.
+        corner = threat.reach(task.data.test.x.shape[1:])
+        unbounded = PGD(threat.norm, corner, steps=LONGER_STEPS, restarts=4, seed=task.seed)
+        return [*stages, self._attack("unbounded", unbounded, replace(threat, eps=corner), 2.0 * LONGER_STEPS, right=True)]
 
     def _attack(
         self,
@@ -244,7 +251,7 @@ class NormTask:
             hit = out.success.cpu() & (out.distance.cpu() > 0)
             if bool(hit.any()):
                 after[hit] = task.model.predict(out.x_adv[out.success & (out.distance > 0)]).cpu().double()
-            names = ("x_adv", "distance", "loss_start", "loss_end", "grad_zero", "rejected")
+            names = ("x_adv", "distance", "loss_start", "loss_end", "grad_zero", "grad_nan", "rejected")
             arrays = {name: getattr(out, name).cpu().numpy() for name in names}
             return {**arrays, "broken": out.success.cpu().numpy(), "after": after.numpy()}
 
@@ -270,7 +277,8 @@ class NormTask:
         task, pgd = self.task, self._id("pgd")
 
         def job(block: Block) -> Arrays:
-            moved = sanity.outputs_move(task.model, block.x, block.ids, self.threat, seed=task.seed)
+            spread = output_spread(block.earlier)
+            moved = sanity.outputs_move(task.model, block.x, block.ids, self.threat, spread, seed=task.seed)
             return {"moved": moved.cpu().numpy()}
 
         return Stage(
@@ -302,8 +310,7 @@ class NormTask:
         answer.evidence += self._evidence(found)
         if not right.any():
             answer.reasons.append("no sample was right before the attack, so nothing could be broken")
-        if self.threat.eps == 0:
-            answer.reasons.append("the radius is 0, so nothing was attacked")
+        answer.reasons += self._idle_radius()
         if hit.any():
             answer.findings.append(self._finding(hit, right, accuracy))
         answer.figures += [self._before_after(right, accuracy), *self._shown(found)]
@@ -313,6 +320,19 @@ class NormTask:
             f"{noun} as far as this attack found ({_percent(accuracy.value)}, {task.confidence:.0%} interval "
             f"{_percent(accuracy.low)} to {_percent(accuracy.high)})."
         )
+
+    def _idle_radius(self) -> list[str]:
+        """Return why the radius cannot change any input that there could be, or nothing."""
+        data = self.task.data
+        share = self.threat.eps / self.threat.reach(data.test.x.shape[1:])
+        if share < 1e-6:
+            return [f"the radius ({self.threat.eps:g}) is next to nothing beside the box, so nothing was attacked"]
+        if data.kind == "image" and data.test.x.dtype.kind in "iu" and self.threat.eps < 0.5:
+            return [
+                f"the radius ({self.threat.eps:g}) cannot change any whole-number pixel: it is in units of the input, whose "
+                f"box is {float(np.max(self.threat.high)):g} wide; did you mean {self.threat.eps * 255:g}?"
+            ]
+        return []
 
     def examples(self, found: Found) -> Arrays:
         """Return one adversarial example for each sample that was broken: the first attack's that found one."""
@@ -368,13 +388,14 @@ class NormTask:
 
     def _evidence(self, found: Found) -> list[Evidence]:
         pgd, noise, longer = (found[self._id(part)] for part in ("pgd", "noise", "longer"))
-        free = found.get(self._id("unbounded"))
+        free = found[self._id("unbounded")]
         attacked = np.isfinite(pgd["loss_start"])
         steep = attacked & ~pgd["grad_zero"]
         evidence = [sanity.verified(self.prefix, int((pgd["broken"] & attacked).sum()), int(pgd["rejected"].sum()))]
         if attacked.any() and self.threat.eps > 0:
             zero, hidden = int((pgd["grad_zero"] & attacked).sum()), int(found[self._id("flat")]["moved"].sum())
-            evidence.append(sanity.gradients_nonzero(self.prefix, int(attacked.sum()), zero, hidden))
+            nan = int((pgd["grad_nan"] & attacked).sum())
+            evidence.append(sanity.gradients_nonzero(self.prefix, int(attacked.sum()), zero, hidden, nan))
         if steep.any() and self.threat.eps > 0:
             start, end, broken = (pgd[name][steep] for name in ("loss_start", "loss_end", "broken"))
             evidence.append(sanity.loss_rises(self.prefix, start, end, broken))
@@ -383,7 +404,9 @@ class NormTask:
             evidence.append(sanity.beats_noise(self.prefix, noise["broken"], pgd["broken"][at]))
         if len(longer.positions):
             evidence.append(sanity.converged(self.prefix, longer["broken"]))
-        if free is not None and len(free.positions):
+        if len(free.positions):
+            evidence.append(sanity.gradient_found(self.prefix, free["grad_zero"]))
+        if len(free.positions) and self.threat.mutable is None:
             evidence.append(sanity.unbounded_breaks(self.prefix, free["broken"]))
         return evidence
 

@@ -180,8 +180,12 @@ class Model:
             state.put_back()
 
     def to_input(self, x: Tensor | NDArray[Any]) -> Tensor:
-        """Return `x` as the network takes it: a tensor of its floating-point type on its device."""
-        return torch.as_tensor(x).to(device=self.device, dtype=self.dtype)
+        """Return `x` as a tensor on the network's device, in its floating-point type but at least float32.
+
+        Half-precision networks are handed their own type inside: in it, a step or a radius of 1/255 would round away.
+        """
+        dtype = self.dtype if self.dtype == torch.float64 else torch.float32
+        return torch.as_tensor(x).to(device=self.device, dtype=dtype)
 
     def outputs(self, x: Tensor) -> Tensor:
         """Return the network's raw output for inputs in the user's units, shape (n,) or (n, k); counts n forwards."""
@@ -196,7 +200,7 @@ class Model:
         if output == "regression":
             raise ModelError("a regression network has no logits; use values()")
         raw, before = self._forward(x, undo=output in ("probabilities", "binary_probability"))
-        return to_logits(raw, before, output)
+        return to_logits(raw, before, output).to(x.dtype)
 
     def values(self, x: Tensor) -> Tensor:
         """Return a regression network's output of shape (n,); differentiable in `x`; counts n forwards."""
@@ -206,7 +210,7 @@ class Model:
                 f"a regression network should return one number a sample, got shape {tuple(raw.shape)}; "
                 "audit one output at a time, or say --task classification"
             )
-        return raw.reshape(len(x))
+        return raw.reshape(len(x)).to(x.dtype)
 
     def predict(self, x: Tensor | NDArray[Any]) -> Tensor:
         """Return the predicted class of each sample (int64), or the value of a regression network; shape (n,)."""
@@ -282,7 +286,7 @@ class Model:
 
     def _forward(self, x: Tensor, *, undo: bool) -> tuple[Tensor, Before | None]:
         with self.session():
-            inputs = self.normalise(x)
+            inputs = self.normalise(x).to(self.dtype)
             out = call_undoing(self.module, inputs) if undo else (checked_output(self.module(inputs), len(x)), None)
             # A pass that memory did not suffice for is made again in halves, and counts then.
             self.forwards += len(x)

@@ -53,7 +53,20 @@ def saturated(z: Tensor) -> Tensor:
     return e / e.sum(dim=1, keepdim=True)
 
 
+def rooted(x: Tensor) -> Tensor:
+    """Return the same pixels by way of a root, whose slope at 0 is infinite and becomes NaN."""
+    return x.sqrt() ** 2
+
+
+def hard(z: Tensor) -> Tensor:
+    """Labels in place of logits."""
+    return torch.nn.functional.one_hot(z.argmax(dim=1), z.shape[1]).to(z.dtype)
+
+
 DEFECTS = [
+    pytest.param(rooted, same, "gradients_nonzero", id="gradient NaN"),
+    pytest.param(same, hard, "gradient_found", id="hard labels"),
+    pytest.param(quantised, lambda z: z * 1e-8, "gradients_nonzero", id="input rounded and outputs tiny"),
     pytest.param(quantised, same, "gradients_nonzero", id="input rounded"),
     pytest.param(thermometer, same, "gradients_nonzero", id="gradient cut"),
     pytest.param(noisy, same, "verified", id="random noise in the forward"),
@@ -152,4 +165,40 @@ def test_a_radius_of_nothing_is_not_robustness(trained):
     net, data = trained
     result = robustness(net, data, eps=0.0)
     assert result.verdict == "incomplete"
-    assert "radius is 0" in (result["robustness"].reason or "")
+    assert "next to nothing" in (result["robustness"].reason or "")
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1e4])
+def test_the_scale_of_the_logits_does_not_make_a_network_look_robust(trained, scale: float):
+    """With small logits a softmax is nearly even, and its loss pulls towards all classes at once, that is nowhere."""
+    net, data = trained
+    plain = robustness(net, data)["robustness"].metric("robustness.linf.accuracy")
+    scaled = robustness(Digits(net, same, lambda z: z * scale), data)["robustness"]
+    assert scaled.status == "measured", scaled.reason
+    assert abs(scaled.metric("robustness.linf.accuracy").value - plain.value) <= 0.02
+
+
+def test_luck_does_not_fail_a_network_that_nothing_breaks(trained):
+    """One answer in twenty is thrown away at random: each forward breaks samples, though no change of the input does."""
+    net, data = trained
+
+    def unlucky(z: Tensor) -> Tensor:
+        return torch.where(torch.rand(len(z), 1) < 0.05, -z, z)
+
+    torch.manual_seed(0)
+    policy = {"limit": [{"metric": "robustness.linf.accuracy", "min": 0.97}]}
+    result = audit.run(Digits(net, same, unlucky), data, checks=["robustness"], eps=0.0001, bounds=(0, 1), policy=policy)
+    assert result.verdict == "incomplete"
+
+
+def test_a_radius_in_the_wrong_units_is_not_robustness():
+    """Bytes from 0 to 255 with a radius of 8/255: no byte could change by so little."""
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 256, (60, 1, 4, 4)).astype(np.uint8)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    with torch.no_grad():
+        y = net(torch.tensor(x, dtype=torch.float32)).argmax(dim=1)
+    result = robustness(net, audit.Dataset(x, y), eps="8/255", bounds=None)
+    assert result.verdict == "incomplete"
+    assert "did you mean 8?" in (result["robustness"].reason or "")
+    assert "whole-number" not in (robustness(net, audit.Dataset(x, y), eps=8, bounds=None)["robustness"].reason or "")
