@@ -204,7 +204,7 @@ def limits(*lines: str) -> str:
         ("[run]", ["--gate"], 4, "unjudged"),
         ("[run]\ngate = true", [], 4, "unjudged"),
         (limits("min = 0.5"), ["--gate"], 0, "pass"),
-        (limits("max = 0.5"), [], 1, "fail"),
+        (limits("min = 0.9").replace("performance", "robustness.linf"), ["--checks", "robustness", "--eps", "0.5"], 1, "fail"),
         (limits("min = 0.97"), [], 4, "incomplete"),
         (limits("min = 0.97", "required = false"), [], 0, "unjudged"),
         (limits("min = 0.5"), ["--checks", "performance,fairness"], 4, "incomplete"),

@@ -263,8 +263,14 @@ class Goal:
         return output.gather(1, self.y[:, None])[:, 0]
 
     def _others(self, output: Tensor) -> Tensor:
-        own = torch.nn.functional.one_hot(self.y, output.shape[1]).bool()
-        return output.masked_fill(own, -torch.inf)
+        return output.masked_fill(self._mask(output.shape[1]), -torch.inf)
+
+    def _mask(self, classes: int) -> Tensor:
+        """Return where each sample's own class stands, (n, classes); made once, for every step asks for it."""
+        masks: dict[int, Tensor] = self.__dict__.setdefault("_masks", {})
+        if classes not in masks:
+            masks[classes] = torch.nn.functional.one_hot(self.y, classes).bool()
+        return masks[classes]
 
 
 class Attack(ABC):

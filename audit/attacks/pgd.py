@@ -88,8 +88,9 @@ class PGD(Attack):
                 found.loss_start[rows] = margins
             found.note(rows, point, margins, hit)
             if k % LOOK_EVERY == 0:
-                found.grad_nan[rows] |= ~torch.isfinite(gradient).flatten(1).all(dim=1)
-                stuck = ((gradient == 0) | ~torch.isfinite(gradient)).flatten(1).all(dim=1)
+                largest = largest_entry(gradient)
+                found.grad_nan[rows] |= ~torch.isfinite(largest)
+                stuck = largest == 0
                 found.grad_zero[rows] &= stuck
                 keep = ~found.broken[rows]
                 if not bool(keep.all()):
@@ -149,11 +150,17 @@ def _step(
     return torch.minimum(torch.maximum(moved, low), high)
 
 
+def largest_entry(gradient: Tensor) -> Tensor:
+    """Return the largest absolute entry of each sample, (n,); NaN where there is one."""
+    largest: Tensor = torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1)
+    return largest
+
+
 def unit_l2(gradient: Tensor) -> Tensor:
     """Scale each sample's gradient to length 1; zero stays zero.
 
     It is divided by its largest entry first, so that a gradient of 1e-30 does not underflow in its own norm.
     """
-    largest = gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    largest = largest_entry(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
     scaled = gradient / per_sample(largest, gradient)
     return scaled / per_sample(l2_norm(scaled).clamp_min(1e-12), scaled)
