@@ -24,14 +24,19 @@ from torch import Tensor
 
 from audit.data.base import Dataset, Part
 from audit.errors import UsageError, closest
-from audit.model.batching import in_batches
+from audit.model.batching import in_batches, is_out_of_memory
 from audit.model.wrapper import Model
-from audit.result import CheckResult
+from audit.result import CheckResult, Evidence, finite
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 Arrays = dict[str, NDArray[Any]]
+
+REPEATED, ALONE = 128, 16  # samples that are run again, and one at a time
+SAME_CALL, OTHER_BATCH = 1e-5, 1e-3  # tolerated share of an output's spread: other batch sizes take other kernels
+ULPS, TIE_ULPS = 16, 4  # float rounding that is allowed for beyond it, in outputs and between two classes that tie
+FLOAT32 = 2.0**-23
 
 
 class CheckOptions(BaseModel):
@@ -259,6 +264,164 @@ def predictions(task: Task, part: str = "test", cost_of: str = "performance.accu
         return {name: out.cpu().numpy()}
 
     return Stage(id=f"predictions.{part}", job=job, cost_of=cost_of, part=part, passes=1.0)
+
+
+def spread_positions(n: int, at_most: int) -> NDArray[np.int64]:
+    """Return at most `at_most` positions that lie evenly over `n` samples."""
+    return np.unique(np.linspace(0, n - 1, min(n, at_most)).round().astype(np.int64))
+
+
+# --- can the network be measured twice? -------------------------------------------------------------------------------
+
+
+def repeatability(task: Task, check_id: str = "performance") -> list[Stage]:
+    """Return the stages, shared by all checks, that run some test samples twice, in another order, and one at a time.
+
+    A check that lists them draws `repeatability_evidence` from them; it lists `predictions`, too. `check_id` says whose
+    evidence they cost.
+    """
+    n = len(task.data.test)
+    return [
+        Stage(
+            id="repeatability.twice",
+            job=_twice(task),
+            cost_of=f"{check_id}.deterministic",
+            select=lambda _: spread_positions(n, REPEATED),
+            passes=3.0,
+        ),
+        Stage(
+            id="repeatability.alone",
+            job=_one_at_a_time(task),
+            cost_of=f"{check_id}.batch_independent",
+            select=lambda _: spread_positions(n, ALONE),
+        ),
+    ]
+
+
+def repeatability_evidence(check_id: str, task: Task, found: Found) -> list[Evidence]:
+    """Judge whether the network gives a sample the same answer again, and whatever else is in the batch.
+
+    Returns evidence ``<check_id>.deterministic`` and ``<check_id>.batch_independent``. A network that fails the first, or
+    the second, was measured on answers that another run would not give.
+    """
+    twice, alone, batch = found["repeatability.twice"], found["repeatability.alone"], found["predictions.test"]
+    outputs = batch.spread("values" if task.model.task == "regression" else "logits", len(task.data.test), np.nan)
+    rounding = max(FLOAT32, float(torch.finfo(task.model.dtype).eps))
+    again = _compare(twice["first"], twice["second"], SAME_CALL, rounding)
+    shuffled = _compare(twice["shuffled"], outputs[twice.positions], OTHER_BATCH, rounding)
+    single = _compare(alone["alone"], outputs[alone.positions], OTHER_BATCH, rounding)
+    refused = int(alone["refused"].sum())
+    if refused:
+        apart = f"the network cannot take one sample alone (tried on {len(alone.positions)}, failed on {refused})"
+    else:
+        apart = f"{len(alone.positions)} samples were run one at a time and inside a batch: {single}"
+    return [
+        Evidence(
+            id=f"{check_id}.deterministic",
+            ok=again.ok,
+            detail=f"{len(twice.positions)} samples were run twice: {again}",
+            value=finite(again.worst),
+        ),
+        Evidence(
+            id=f"{check_id}.batch_independent",
+            ok=shuffled.ok and single.ok and not refused,
+            detail=f"{apart}; {len(twice.positions)} were run in another order and other batches: {shuffled}",
+            value=finite(max(shuffled.worst, single.worst)),
+        ),
+    ]
+
+
+def _forward(task: Task, x: Tensor) -> Tensor:
+    return task.model.values(x) if task.model.task == "regression" else task.model.logits(x)
+
+
+def _twice(task: Task) -> Callable[[Block], Arrays]:
+    def twice(x: Tensor) -> tuple[Tensor, ...]:
+        return _forward(task, x), _forward(task, x)
+
+    def once(x: Tensor) -> tuple[Tensor, ...]:
+        return (_forward(task, x),)
+
+    def job(block: Block) -> Arrays:
+        n = len(block.x)
+        order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+        with task.model.session(), torch.no_grad():
+            first, second = in_batches(twice, (block.x,), task.model.batch_size)
+            (mixed,) = in_batches(once, (block.x[order.to(block.x.device)],), task.model.batch_size)
+        shuffled = torch.empty_like(mixed)
+        shuffled[order.to(mixed.device)] = mixed
+        return {"first": first.cpu().numpy(), "second": second.cpu().numpy(), "shuffled": shuffled.cpu().numpy()}
+
+    return job
+
+
+def _one_at_a_time(task: Task) -> Callable[[Block], Arrays]:
+    def alone(x: Tensor, rest: int) -> NDArray[Any] | None:
+        try:
+            row: NDArray[Any] = _forward(task, x).cpu().numpy()
+        except Exception as error:
+            # What a batch can do and a single sample cannot (batch statistics, a squeezed axis) is what is looked for here.
+            if is_out_of_memory(error) or rest < 2:
+                raise
+            return None
+        return row
+
+    def job(block: Block) -> Arrays:
+        n = len(block.x)
+        with task.model.session(), torch.no_grad():
+            rows = [alone(block.x[i : i + 1], n) for i in range(n)]
+            known = [row for row in rows if row is not None]
+            like = known[0] if known else _forward(task, block.x[:2]).cpu().numpy()[:1]
+        return {
+            "alone": np.concatenate([np.full_like(like, np.nan) if row is None else row for row in rows] or [like]),
+            "refused": np.asarray([row is None for row in rows], dtype=np.bool_),
+        }
+
+    return job
+
+
+@dataclass(frozen=True)
+class _Agreement:
+    """How far two runs over the same samples lie apart; `worst` is a multiple of what is tolerated."""
+
+    worst: float
+    flipped: int
+    same_kind: bool
+
+    @property
+    def ok(self) -> bool:
+        return self.worst <= 1 and self.flipped == 0 and self.same_kind
+
+    def __str__(self) -> str:
+        text = f"outputs differ by at most {self.worst:.2g} times what rounding explains"
+        text += f", and {self.flipped} get another class" if self.flipped else ""
+        return text if self.same_kind else f"{text}, and some are finite in one run only"
+
+
+def _compare(a: NDArray[Any], b: NDArray[Any], tolerance: float, rounding: float) -> _Agreement:
+    """Compare two runs, each output with its own spread over the samples.
+
+    One scale for all would let a masked class at −1e9, or one sample far out, hide any randomness in the others. The class
+    must agree, too, but where two classes tie within float rounding.
+    """
+    a, b = (np.asarray(v, dtype=np.float64).reshape(len(v), -1) for v in (a, b))
+    same_kind = bool((np.isfinite(a) == np.isfinite(b)).all())
+    known = np.isfinite(a).all(axis=1) & np.isfinite(b).all(axis=1)
+    a, b = a[known], b[known]
+    if not len(a):
+        return _Agreement(0.0, 0, same_kind)
+    low, high, large = np.quantile(a, 0.05, axis=0), np.quantile(a, 0.95, axis=0), np.quantile(np.abs(a), 0.9, axis=0)
+    spread = tolerance * np.where(high > low, high - low, np.ptp(a, axis=0))
+    size = rounding * np.maximum(np.maximum(np.abs(a), np.abs(b)), large)
+    apart, allowed = np.abs(a - b), spread + ULPS * size
+    worst = float(np.divide(apart, allowed, out=np.where(apart > 0, np.inf, 0.0), where=allowed > 0).max())
+    if a.shape[1] < 2:
+        return _Agreement(worst, 0, same_kind)
+    rows, first, second = np.arange(len(a)), a.argmax(axis=1), b.argmax(axis=1)
+    slack = spread + TIE_ULPS * size
+    room = slack[rows, first] + slack[rows, second]
+    margin = np.maximum(a[rows, first] - a[rows, second], b[rows, second] - b[rows, first])
+    return _Agreement(worst, int((margin > room).sum()), same_kind)
 
 
 @dataclass

@@ -10,7 +10,19 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from audit import stats
-from audit.checks.base import Answer, Check, CheckOptions, Found, MetricDoc, Stage, Task, check, predictions
+from audit.checks.base import (
+    Answer,
+    Check,
+    CheckOptions,
+    Found,
+    MetricDoc,
+    Stage,
+    Task,
+    check,
+    predictions,
+    repeatability,
+    repeatability_evidence,
+)
 from audit.errors import UsageError, closest
 from audit.result import CheckResult, Evidence, Figure, Finding, Table, finite
 
@@ -95,8 +107,8 @@ class Fairness(Check):
             _positive(task)
 
     def stages(self, task: Task) -> list[Stage]:
-        """Share the clean predictions with all other checks."""
-        return [predictions(task)]
+        """Share the clean predictions, and the test whether they can be repeated, with all other checks."""
+        return [predictions(task), *repeatability(task, self.id)]
 
     def conclude(self, task: Task, found: Found) -> CheckResult:
         """Count by group, and report what surely differs."""
@@ -123,6 +135,7 @@ class Fairness(Check):
         if len(assessed.positives) == 1:
             answer.outcomes["fairness.selected"] = predicted == assessed.positives[0]
         _judge(answer, assessed, known)
+        answer.evidence += repeatability_evidence(self.id, task, found)
         reported = _report_gaps(answer, task, assessed, predicted, names)
         _report_base_rates(answer, task, assessed, names)
         _report_cuts(answer, assessed)

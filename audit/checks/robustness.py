@@ -29,6 +29,8 @@ from audit.checks.base import (
     Task,
     check,
     predictions,
+    repeatability,
+    repeatability_evidence,
 )
 from audit.errors import UsageError, closest
 from audit.result import CheckResult, Evidence, Figure, Finding, Metric, finite
@@ -133,7 +135,7 @@ class Robustness(Check):
 
     def stages(self, task: Task) -> list[Stage]:
         """List the work: for each norm the attack, and what puts the attack to the test."""
-        out = [predictions(task, cost_of="robustness.predictions")]
+        out = [predictions(task, cost_of="robustness.predictions"), *repeatability(task, self.id)]
         for norm in task.options.norm:
             out += NormTask(task, norm).stages()
         return out
@@ -142,6 +144,7 @@ class Robustness(Check):
         """Turn what the attacks found into metrics, evidence and examples."""
         answer = Answer(type(self))
         sentences = [NormTask(task, norm).conclude(found, answer) for norm in task.options.norm]
+        answer.evidence += repeatability_evidence(self.id, task, found)
         answer.findings += _unstated(task)
         answer.not_tested = _not_tested(task)
         return answer.result(task, " ".join(sentences))

@@ -16,6 +16,7 @@ from audit.result import slug, slugs
 
 MOST_VALUES = 12  # an attribute of numbers with more distinct values is cut: otherwise each group would be a handful of people
 MISSING = "missing"
+UNKNOWN = ("", "None", "<NA>", "NaT", "(missing)")  # how a missing value reads as text; audit.data writes the last
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _single(name: str, slug_: str, values: list[str], edges: Sequence[float] | N
         values, order = _cut(numbers, sorted(set(np.quantile(known, [0.25, 0.5, 0.75]).tolist())))
         note = "cut at the quartiles of the test part, since no bins were stated"
     elif numbers is not None:
-        order = sorted(set(values), key=lambda v: (math.isnan(float(v)), float(v), v))
+        order = sorted(set(values), key=_by_number)
     else:
         order = sorted(set(values))
     return _attribute(name, slug_, values, order, (name,), note)
@@ -157,10 +158,16 @@ def _attribute(
 def _numbers(values: list[str]) -> NDArray[np.float64] | None:
     """Return the values as numbers, missing ones as NaN; None where any is text."""
     try:
-        numbers = np.asarray([math.nan if v in ("", "None", "<NA>") else float(v) for v in values])
+        numbers = np.asarray([math.nan if v in UNKNOWN else float(v) for v in values])
     except ValueError:
         return None
     return numbers if len(numbers) and np.isfinite(numbers).any() else None
+
+
+def _by_number(value: str) -> tuple[bool, float, str]:
+    """Sort numbers by size and missing values last."""
+    number = math.nan if value in UNKNOWN else float(value)
+    return (True, 0.0, value) if math.isnan(number) else (False, number, value)
 
 
 def _first_text(values: list[str]) -> str:
@@ -168,7 +175,8 @@ def _first_text(values: list[str]) -> str:
         try:
             float(value)
         except ValueError:
-            return value
+            if value not in UNKNOWN:
+                return value
     return "nothing"
 
 

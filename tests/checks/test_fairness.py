@@ -9,10 +9,11 @@ from pydantic import ValidationError
 from audit import stats
 from audit.checks.base import Task
 from audit.checks.fairness import Fairness
+from audit.checks.performance import Performance
 from audit.data.base import Dataset
 from audit.errors import UsageError
 from audit.model.wrapper import Model
-from tests.checks.test_performance import Broken, Linear
+from tests.checks.test_performance import Broken, Drunk, Herd, Linear
 from tests.stagerun import run_check
 
 
@@ -242,3 +243,20 @@ def test_every_metric_is_documented():
     result = audit(*_with_groups(*unfair()))
     known = {doc.id.rsplit(".", 1)[1]: doc.direction for doc in Fairness.metrics}
     assert {m.id.rsplit(".", 1)[1]: m.direction for m in result.metrics} == known
+
+
+@pytest.mark.parametrize(("module", "broken"), [(Drunk(), "deterministic"), (Herd(), "batch_independent")])
+def test_selections_that_another_run_would_not_give_leave_it_incomplete(module, broken):
+    y, p, sex = unfair(rates=(0.5, 0.5))
+    result = audit(y, p, {"sex": sex}, module=module)
+    assert result.status == "incomplete"
+    assert not next(e for e in result.evidence if e.id == f"fairness.{broken}").ok
+
+
+def test_the_stages_that_repeat_the_network_are_those_of_performance():
+    y, p, sex = unfair()
+    task = task_of(y, p, {"sex": sex})
+    task.model.resolve(task.data.test.x[:2], y)
+    mine, theirs = ({stage.id for stage in check().stages(task)} for check in (Fairness, Performance))
+    assert {"repeatability.twice", "repeatability.alone"} <= mine & theirs
+    assert all(e.ok for e in audit(y, p, {"sex": sex}).evidence)

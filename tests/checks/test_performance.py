@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_score, recall_score
 from torch import nn
 
-from audit.checks.base import Task
+from audit.checks.base import Answer, Task
+from audit.checks.measurement import judge_overlap
 from audit.checks.performance import Performance
 from audit.data.base import Dataset
 from audit.model.wrapper import Model
+from tests.realdata import shared
 from tests.stagerun import run_check
 
 
@@ -102,6 +105,9 @@ def test_labels_of_one_class_leave_it_incomplete():
     result = audit(x, np.zeros(len(x), dtype=int))
     assert result.status == "incomplete"
     assert "says nothing about telling classes apart" in result.reason
+    (finding,) = (f for f in result.findings if f.title == "All test labels are of one class: 0")
+    assert finding.severity == "high"
+    assert "samples of every class" in finding.detail
     assert any("classes without a test sample" in line for line in result.not_tested)
     assert result.metric("performance.1.recall").value is None
 
@@ -131,6 +137,114 @@ def test_a_network_that_cannot_be_measured_twice_leaves_it_incomplete(module, br
     result = audit(*labelled_logits(), module)
     assert result.status == "incomplete"
     assert not evidence(result)[broken]
+
+
+class Wrapped(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+class Counting(nn.Module):
+    """Counts its calls and answers every second one in another way."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        return x.flip(1) if self.calls % 2 else x
+
+
+def masked(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat((x, torch.full_like(x[:, :1], -1e9)), dim=1)
+
+
+def one_far_out(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x[:, :1] == x[:, :1].max(), x + 1e9, x)
+
+
+UNREPEATABLE = {
+    "noise beside a masked class": (lambda x: masked(x + torch.randn_like(x)), "deterministic"),
+    "little noise beside a masked class": (lambda x: masked(x + 0.01 * torch.randn_like(x)), "deterministic"),
+    "noise beside a sample far out": (lambda x: one_far_out(x + torch.randn_like(x)), "deterministic"),
+    "noise under one large offset": (lambda x: x + torch.randn_like(x) + 1e6, "deterministic"),
+    "another answer alone": (lambda x: x.flip(1) if len(x) == 1 else x, "batch_independent"),
+    "a little other alone, beside a masked class": (lambda x: masked(x + 0.1 * (len(x) == 1)), "batch_independent"),
+    "the first of a batch": (lambda x: torch.cat((x[:1].flip(1), x[1:])), "batch_independent"),
+    "the last of a batch": (lambda x: torch.cat((x[:-1], x[-1:].flip(1))) if len(x) > 1 else x, "batch_independent"),
+    "the neighbour's answer": (lambda x: 0.9 * x + 0.1 * x.roll(1, 0), "batch_independent"),
+    "ranks within the batch": (lambda x: x.argsort(dim=0).argsort(dim=0) / len(x), "batch_independent"),
+    "an axis squeezed away": (lambda x: x.squeeze(0), "batch_independent"),
+    "batch statistics": (nn.BatchNorm1d(3, track_running_stats=False), "batch_independent"),
+}
+
+
+@pytest.mark.parametrize("name", UNREPEATABLE)
+def test_a_network_whose_answers_depend_on_more_than_the_sample_is_found(name):
+    function, broken = UNREPEATABLE[name]
+    torch.manual_seed(0)
+    result = audit(*labelled_logits(), function if isinstance(function, nn.Module) else Wrapped(function))
+    assert result.status == "incomplete"
+    assert not evidence(result)[broken]
+    result.model_dump_json()
+
+
+def test_every_second_call_another_answer_is_found():
+    assert not evidence(audit(*labelled_logits(), Counting()))["deterministic"]
+
+
+def test_a_regression_network_with_noise_is_found_beside_a_value_far_out():
+    x, y = values()
+    result = audit(x, y, Wrapped(lambda x: one_far_out(x + 0.01 * torch.randn_like(x))), task="regression")
+    assert not evidence(result)["deterministic"]
+
+
+def conv(seed: int, norm: bool) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 16, 3, padding=1), nn.BatchNorm2d(16) if norm else nn.Identity(), nn.ReLU()]
+    for _ in range(4):
+        layers += [nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16) if norm else nn.Identity(), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(64, 10))
+
+
+def same_logits(x: torch.Tensor) -> torch.Tensor:
+    return x[:, :1].expand(len(x), 3).clone()
+
+
+HONEST = {
+    "convolutions": lambda: conv(0, norm=False),
+    "convolutions, batch norm as deployed": lambda: conv(1, norm=True),
+    "a masked class": lambda: nn.Sequential(conv(2, norm=False), Wrapped(masked)),
+    "a large offset": lambda: nn.Sequential(conv(3, norm=False), Wrapped(lambda z: z + 1000)),
+    "half precision": lambda: conv(4, norm=False).bfloat16(),
+    "ties": lambda: nn.Sequential(conv(5, norm=False), Wrapped(same_logits)),
+    "constant": lambda: Wrapped(lambda x: torch.ones(len(x), 3)),
+}
+
+
+@pytest.mark.parametrize("name", HONEST)
+@pytest.mark.parametrize("n", [2, 40, 300])
+def test_an_honest_network_is_not_accused_of_rounding(name, n):
+    rng = np.random.default_rng(0)
+    result = audit(rng.random((n, 3, 12, 12)), np.arange(n) % 2, HONEST[name]())
+    assert evidence(result)["deterministic"]
+    assert evidence(result)["batch_independent"]
+
+
+def test_repeating_works_when_memory_is_short():
+    class Tight(nn.Module):
+        def forward(self, x):
+            if len(x) > 5:
+                raise torch.OutOfMemoryError("out of memory")
+            return x
+
+    result = audit(*labelled_logits(n=100), Tight())
+    assert result.status == "measured"
 
 
 def test_a_constant_network_is_no_better_than_a_constant():
@@ -212,6 +326,64 @@ def test_test_samples_from_the_training_data_leave_it_incomplete():
     assert any("were in the training data" in t for t in titles(result, "high"))
 
 
+@pytest.mark.parametrize("how", ["each row twice", "one class twice", "a bootstrap", "rows drawn again for balance"])
+def test_an_oversampled_training_part_does_not_hide_a_leak(how):
+    x, y = labelled_logits(n=300)
+    rng = np.random.default_rng(0)
+    again = {
+        "each row twice": np.arange(300),
+        "one class twice": np.flatnonzero(y == 1),
+        "a bootstrap": rng.integers(0, 300, 600),
+        "rows drawn again for balance": rng.choice(np.flatnonzero(y == 2), 300),
+    }[how]
+    rows = np.r_[np.arange(300), again]
+    result = audit(x[:100], y[:100], reference=(x[rows].astype(np.float32), y[rows]))
+    assert not evidence(result)["test_unseen"]
+    clean = audit(x[:100], y[:100], reference=(x[rows[rows >= 100]].astype(np.float32), y[rows[rows >= 100]]))
+    assert evidence(clean)["test_unseen"]
+
+
+def test_rows_that_repeat_in_the_adult_table_are_no_leak_and_a_leak_of_it_is():
+    """One in five of its test rows stands in the training part as well, because rows repeat."""
+    tables = []
+    for part in ("test", "train"):
+        frame = pd.read_csv(shared(f"tables/adult_encoded_{part}.csv.gz"))
+        tables.append((frame.drop(columns="income").to_numpy(np.float32), frame["income"].to_numpy()))
+    (x, y), (x_train, y_train) = tables
+    rng = np.random.default_rng(0)
+
+    def unseen(x, y, rows_x, rows_y):
+        answer = Answer(Performance)
+        task = Task(model=None, data=Dataset(x, y, reference=(rows_x, rows_y)), options=Performance.Options())
+        judge_overlap(answer, task)
+        return answer.evidence[0].ok
+
+    twice = np.r_[np.arange(len(x_train)), np.arange(len(x_train))]
+    poor, rich = (np.flatnonzero(y_train == c) for c in (0, 1))
+    balanced = np.r_[poor, rng.choice(rich, len(poor))]
+    for few in (slice(None), slice(100), slice(1000)):
+        for rows in (slice(None), twice, balanced):
+            assert unseen(x[few], y[few], x_train[rows], y_train[rows])
+    leaked = rng.choice(len(x), len(x) // 3, replace=False)
+    rows_x, rows_y = np.r_[x_train, x[leaked]], np.r_[y_train, y[leaked]]
+    again = rng.integers(0, len(rows_x), 2 * len(rows_x))
+    for rows in (slice(None), np.r_[np.arange(len(rows_x)), again], np.repeat(np.arange(len(rows_x)), 3)):
+        assert not unseen(x, y, rows_x[rows], rows_y[rows])
+
+
+def test_coarse_data_is_seldom_accused_whatever_its_grain():
+    accused = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        x = rng.integers(0, rng.choice([3, 6, 12, 30]), size=(900, 3)).astype(np.float32)
+        n, y = int(rng.choice([20, 100, 300, 600])), x.argmax(axis=1)
+        answer = Answer(Performance)
+        task = Task(model=None, data=Dataset(x[:n], y[:n], reference=(x[n:], y[n:])), options=Performance.Options())
+        judge_overlap(answer, task)
+        accused += not answer.evidence[0].ok
+    assert accused <= 200 * 0.01 + 3 * (200 * 0.01 * 0.99) ** 0.5
+
+
 def test_repeats_that_are_natural_in_coarse_data_are_not_called_a_leak():
     rng = np.random.default_rng(0)
     x = rng.integers(0, 4, size=(900, 3)).astype(np.float32)
@@ -287,3 +459,32 @@ def test_few_or_equal_targets_have_no_r2_interval(n):
     equal = audit(values()[0], np.full(300, 0.5), task="regression")
     assert equal.status == "incomplete"
     assert "all equal" in equal.reason
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_errors_or_targets_ruled_by_a_few_samples_leave_it_incomplete(seed):
+    rng = np.random.default_rng(seed)
+    x, y = values(100, seed=seed)
+    assert audit(x, y, task="regression").status == "measured"
+    skewed = np.exp(1.5 * y)
+    heavy = y + rng.standard_cauchy(100)
+    sparse = y + (np.arange(100) < 5)
+    for inputs, labels in ((skewed + 0.3 * rng.normal(size=100), skewed), (heavy, y), (sparse, y)):
+        result = audit(inputs[:, None], labels, task="regression")
+        assert result.status == "incomplete"
+        assert not evidence(result)["not_ruled_by_few"]
+        assert "more test samples are needed" in result.reason
+
+
+def test_one_error_in_fifty_samples_has_no_interval_and_says_why():
+    y = np.arange(50.0)
+    result = audit((y + (y == 7))[:, None], y, task="regression")
+    mae = result.metric("performance.mae")
+    assert (mae.value, mae.low, mae.high) == (pytest.approx(0.02), None, None)
+    assert "no interval can be stated" in mae.detail
+    assert result.status == "incomplete"
+
+
+def test_a_perfect_regression_is_not_called_ruled_by_few():
+    y = np.arange(200.0)
+    assert evidence(audit(y[:, None], y, task="regression"))["not_ruled_by_few"]

@@ -239,3 +239,28 @@ def test_bad_input_says_what_was_expected(change, message):
     arguments = {"y_true": [0, 1, 1, 0], "y_pred": [0, 1, 0, 0], "sensitive": {"a": list("ffmm")}} | change
     with pytest.raises(UsageError, match=message):
         assess(**arguments)
+
+
+@pytest.mark.parametrize("missing", ["(missing)", "", "None", "<NA>", "nan"])
+def test_one_missing_number_does_not_break_an_attribute_into_single_people(missing):
+    ages = [str(v) for v in np.random.default_rng(0).uniform(18, 90, 400)]
+    ages[3] = missing
+    (attribute,) = make_attributes({"age": ages})
+    assert len(attribute.groups) == 5
+    assert attribute.groups[-1] == "missing"
+    assert np.bincount(attribute.index).tolist()[-1] == 1
+    (cut,) = make_attributes({"age": ages}, bins={"age": [25, 60]})
+    assert cut.groups == ("less than 25", "25 to less than 60", "60 and more", "missing")
+    (few,) = make_attributes({"children": ["10", missing, "2"] * 20})
+    assert few.groups == ("2", "10", missing)
+
+
+def test_a_missing_number_of_a_dataset_is_a_group_beside_the_ranges():
+    from audit.data.base import Dataset
+
+    rng = np.random.default_rng(0)
+    ages = rng.uniform(18, 90, 400)
+    ages[:40] = np.nan
+    data = Dataset(rng.random((400, 3)), rng.integers(0, 2, 400), sensitive={"age": ages})
+    (attribute,) = make_attributes(data.test.sensitive)
+    assert np.bincount(attribute.index).tolist() == [90, 90, 90, 90, 40]
