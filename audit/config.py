@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from audit.errors import UsageError, closest
 from audit.files import read_file
@@ -24,6 +24,7 @@ MAX_TOML = 2**18
 MOST_DOTS = 500
 MAX_SETTING = 2**16
 MOST_NESTED = 12
+LEAST_CONFIDENCE = 0.8
 TOO_DEEP = f"its tables or lists are nested more than {MOST_NESTED} deep"
 CODE_OPTIONS = {"arch", "arch_args", "preprocess", "trust_model", "trust"}
 
@@ -67,7 +68,7 @@ class RunSection(Section):
     device: str = "auto"
     seed: int = Field(default=0, ge=0)
     batch_size: int = Field(default=256, ge=1)
-    out: str = "audit-out"
+    out: str = Field(default="audit-out", min_length=1)  # an empty one would be the current folder
     gate: bool = False
     save_samples: bool = True
 
@@ -90,8 +91,18 @@ class Limit(Section):
 class PolicySection(Section):
     """``[policy]``: limits and the confidence of all intervals."""
 
-    confidence: float = Field(default=0.95, gt=0.5, lt=1)
+    confidence: float = 0.95
     limit: list[Limit] = Field(default_factory=list)
+
+    @field_validator("confidence")
+    @classmethod
+    def _says_something(cls, confidence: float) -> float:
+        if not LEAST_CONFIDENCE <= confidence < 1:
+            raise ValueError(
+                f"confidence should be at least {LEAST_CONFIDENCE} and below 1, such as 0.95: "
+                "an interval that misses the truth more than one time in five says little"
+            )
+        return confidence
 
     def sha256(self) -> str | None:
         """Hash of the policy, so that a change that weakens its own gate shows; None without limits."""

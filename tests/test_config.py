@@ -124,6 +124,11 @@ def test_no_setting_crashes(key: str, value: str):
         ({"policy": {"limit": [{"metric": "a.b"}]}}, "either min or max"),
         ({"policy": {"limit": [{"metric": "a.b", "min": float("nan")}]}}, "policy.limit.0.min"),
         ({"policy": {"confidence": 0.4}}, "policy.confidence"),
+        ({"policy": {"confidence": 0.500001}}, "at least 0.8.*misses the truth"),
+        ({"policy": {"confidence": 0.7999}}, "at least 0.8"),
+        ({"policy": {"confidence": 1.0}}, "below 1"),
+        ({"policy": {"confidence": float("nan")}}, "below 1"),
+        ({"run": {"out": ""}}, "run.out"),
         ({"run": {"seed": -1}}, "run.seed"),
         ({"run": {"samples": 0}}, "run.samples"),
         ({"run": {"batch_size": 0}}, "run.batch_size"),
@@ -142,6 +147,11 @@ def test_no_setting_crashes(key: str, value: str):
 def test_what_cannot_be_used_is_named(raw: dict[str, Any], words: str):
     with pytest.raises(UsageError, match=words):
         resolve(raw, CHECKS)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.9, 0.999])
+def test_confidence_that_says_something_is_taken(confidence: float):
+    assert resolve({"policy": {"confidence": confidence}}, CHECKS).policy.confidence == confidence
 
 
 HOSTILE = {

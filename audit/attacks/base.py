@@ -7,6 +7,7 @@ that a fresh forward does not confirm, for `__call__` does all of that.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -256,8 +257,11 @@ class Goal:
             return (output - self.y) * direction
         if kind == "margin":
             return self._others(output).amax(dim=1) - self._own(output)
-        scaled = output * sharpness(output.detach())
-        return self._others(scaled).logsumexp(dim=1) - self._own(scaled)
+        return self.raw_loss(output * sharpness(output.detach()))
+
+    def raw_loss(self, logits: Tensor) -> Tensor:
+        """Return the soft margin of logits as they are scaled."""
+        return self._others(logits).logsumexp(dim=1) - self._own(logits)
 
     def _own(self, output: Tensor) -> Tensor:
         return output.gather(1, self.y[:, None])[:, 0]
@@ -389,6 +393,18 @@ def output_of(model: Model, x: Tensor) -> Tensor:
     """Return logits, or values for regression, without a gradient."""
     with torch.no_grad():
         return model.values(x) if model.task == "regression" else model.logits(x)
+
+
+def fixed_loss(goal: Goal, output: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the loss with the scale that `output` has, so that its values at neighbouring points can be compared."""
+    if goal.task == "regression":
+        return goal.loss
+    factor = sharpness(output.detach())
+
+    def loss(logits: Tensor) -> Tensor:
+        return goal.raw_loss(logits * factor)
+
+    return loss
 
 
 def sharpness(logits: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ class PGD(Attack):
                     # Without a gradient a step goes nowhere: the sample is started again elsewhere in the ball.
                     again = self._random(origin[stuck], ball, ids[rows[stuck]], low[stuck], high[stuck], restart, k + 1)
                     point = point.index_put((stuck,), again)
-            gradient = gradient.nan_to_num_(0.0, 0.0, 0.0)  # one NaN must not stop, nor spread over, the whole sample
+            gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # one NaN must not stop, nor spread over, the whole sample
             point = _step(point, gradient, origin, ball, low, high, self._step_length(k, ball.eps) * ball.unit())
         # The last point was not looked at yet: one forward says what came of it.
         with torch.no_grad():

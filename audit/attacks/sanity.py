@@ -11,15 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.attacks.base import ThreatModel, as_columns, output_of, random_in_ball
+from audit.attacks.base import Goal, ThreatModel, as_columns, fixed_loss, l2_norm, output_of, per_sample, random_in_ball
 from audit.model.batching import in_batches
 from audit.model.wrapper import Model
 from audit.result import Evidence
 
 FLAT_DRAWS = 10
+SLOPE_DRAWS, SLOPE_LENGTHS = 20, (0.2, 0.05, 0.02, 0.01)
+# Honest networks of seven kinds had medians from 0.91 (adversarially trained, at its own radius) to 1.00; backwards that were
+# shifted, transposed, random, noisy, partly detached, or of a blurred or other network from -0.9 to 0.85.
+TRUE_MEDIAN, TRUE_SHARE = 0.88, 0.9
 HIDDEN = 0.01  # share of samples whose gradient something may hide: the robust accuracy is off by no more than that
 SOMEWHERE = 0.5  # share of samples that must meet a gradient somewhere: hard labels 0 to 3 %, dead units 90 %, others all
 FOLLOWED = 0.95  # share of samples on which following the gradient must lead somewhere; a few sit on a ridge
+FALLS = 0.05  # of all samples
 MISSED = 0.01  # share of samples that noise may break and the attack not: a few lie on the boundary itself
 
 Bits = NDArray[np.bool_]
@@ -56,6 +61,55 @@ def outputs_move(model: Model, x: Tensor, ids: Tensor, threat: ThreatModel, spre
 
     with model.session():
         return in_batches(moves, (x, ids), model.batch_size)[0]
+
+
+def gradient_correlation(model: Model, x: Tensor, y: Tensor, ids: Tensor, threat: ThreatModel, *, seed: int) -> Tensor:
+    """Correlate the gradient with what the loss really does, (n,); NaN where neither moves.
+
+    At a random point of the ball, the change of the loss from ``−u`` to ``+u`` is held against ``gradient · u`` for random
+    directions u of four lengths, from a fifth to a hundredth of the radius: long ones show a gradient that is true only
+    within a hair's breadth, short ones follow the kinks of an honest network. Each sample counts at its best length.
+    """
+
+    def correlate(inputs: Tensor, labels: Tensor, batch_ids: Tensor) -> tuple[Tensor, ...]:
+        ball, shape = threat.on(inputs), tuple(inputs.shape[1:])
+        low, high = ball.limits(inputs)
+        start = random_in_ball(batch_ids, shape, ball, seed=seed, purpose="slope.start", draw=0).to(inputs)
+        point = torch.minimum(torch.maximum(inputs + start * ball.unit(), low), high)
+        loss = fixed_loss(Goal(model.task or "", labels), output_of(model, point))
+        gradient = model.gradient(loss, point)[0].nan_to_num(0.0, 0.0, 0.0)
+        best = torch.full((len(inputs),), torch.nan, dtype=torch.float64, device=inputs.device)
+        for length in SLOPE_LENGTHS:
+            moved, told = [], []
+            for draw in range(SLOPE_DRAWS):
+                u = random_in_ball(batch_ids, shape, ball, seed=seed, purpose="slope", draw=draw).to(inputs)
+                u = u.sign() * ball.eps if threat.norm == "linf" else u / per_sample(l2_norm(u), u) * ball.eps
+                u = u * length * ball.unit()
+                moved.append((loss(output_of(model, point + u)) - loss(output_of(model, point - u))).double() / 2)
+                told.append((gradient * u).flatten(1).sum(dim=1).double())
+            a, b = torch.stack(moved), torch.stack(told)
+            size = a.norm(dim=0) * b.norm(dim=0)
+            flat = (a == 0).all(dim=0) & (b == 0).all(dim=0)
+            found = torch.where(flat, torch.nan, (a * b).sum(dim=0) / size.clamp_min(1e-300))
+            best = torch.fmax(best, found)
+        return (best,)
+
+    with model.session():
+        return in_batches(correlate, (x, y, ids), model.batch_size)[0]
+
+
+def gradient_true(prefix: str, correlation: Floats) -> Evidence:
+    """Ask whether the gradient says what the loss does: a wrong backward, or one that leaves inputs out, leads nowhere."""
+    median, share = float(np.median(correlation)), float(np.mean(correlation >= 0.5))
+    return Evidence(
+        id=f"{prefix}.gradient_true",
+        ok=median >= TRUE_MEDIAN and share >= TRUE_SHARE,
+        value=median,
+        detail=f"the gradient's slope and the loss's own change along random directions correlate by {median:.2f} in the "
+        f"median of {len(correlation)} samples ({TRUE_MEDIAN} expected), and by 0.5 or more on {share:.0%} of them "
+        f"({TRUE_SHARE:.0%} expected)",
+        one_sided=True,
+    )
 
 
 def gradients_nonzero(prefix: str, attacked: int, zero: int, hidden: int, nan: int) -> Evidence:
@@ -135,14 +189,17 @@ def unbounded_breaks(prefix: str, broken: Bits) -> Evidence:
     )
 
 
-def converged(prefix: str, broken: Bits) -> Evidence:
-    """Ask whether a longer attack from other starts breaks samples that the run's own attack left standing."""
-    share = float(broken.mean())
+def converged(prefix: str, broken: Bits, standing: float) -> Evidence:
+    """Ask whether a longer attack with two losses breaks samples that the run's own attack left standing.
+
+    `standing` is the share of all samples that stood: what was missed counts by how far the robust accuracy would fall.
+    """
+    fall = float(broken.mean()) * standing
     return Evidence(
         id=f"{prefix}.converged",
-        ok=share <= 1 - FOLLOWED,
-        value=1 - share,
-        detail=f"a longer attack broke {int(broken.sum())} of {len(broken)} samples that still stood "
-        f"(at most {1 - FOLLOWED:.0%} expected of an attack that was strong enough)",
+        ok=fall <= FALLS,
+        value=1 - float(broken.mean()),
+        detail=f"a longer attack broke {int(broken.sum())} of {len(broken)} samples that still stood: on all of them the "
+        f"robust accuracy would fall by {fall:.1%} (at most {FALLS:.0%} expected of an attack that was strong enough)",
         one_sided=True,
     )

@@ -47,8 +47,8 @@ class RobustnessOptions(CheckOptions):
 
     norm: list[str] = Field(default_factory=lambda: ["linf"], description="threat models: linf, l2")
     eps: list[float] | None = Field(default=None, description="radius of each norm, in input units; fractions as '8/255'")
-    steps: int | None = Field(default=None, ge=1, description="gradient steps a restart; unstated: by profile")
-    restarts: int | None = Field(default=None, ge=1, description="runs from different starts; unstated: by profile")
+    steps: int | None = Field(default=None, ge=1, le=100_000, description="gradient steps a restart; unstated: by profile")
+    restarts: int | None = Field(default=None, ge=1, le=10_000, description="runs from different starts; unstated: by profile")
     step_size: float | None = Field(
         default=None, gt=0, description="length of every step; unstated: shrinking from 0.7 eps to 0"
     )
@@ -56,7 +56,7 @@ class RobustnessOptions(CheckOptions):
     tolerance: float | None = Field(
         default=None, gt=0, description="regression: a larger move of the output counts; unstated: one sd of the residuals"
     )
-    noise_draws: int = Field(default=10, ge=1, description="random points a sample that the attack must beat")
+    noise_draws: int = Field(default=10, ge=1, le=10_000, description="random points a sample that the attack must beat")
 
     @field_validator("norm", "eps", mode="before")
     @classmethod
@@ -87,7 +87,7 @@ class RobustnessOptions(CheckOptions):
 
 @check
 class Robustness(Check):
-    """Projected gradient descent with restarts on samples that still stand, and six tests of the attack itself."""
+    """Projected gradient descent with restarts on samples that still stand, and eight tests of the attack itself."""
 
     id = "robustness"
     question = "Can a change too small to matter make the network change its answer?"
@@ -229,6 +229,7 @@ class NormTask:
             self._attack("noise", noise, threat, float(noise.draws), right=True),
             self._attack("longer", again, threat, 4.0 * longer, right=True, unbroken=("pgd", "noise")),
             self._flat(),
+            self._slope(),
         ]
         # Radius as wide as the box: a working gradient attack then reaches any corner.
         corner = threat.reach(task.data.test.x.shape[1:])
@@ -293,6 +294,27 @@ class NormTask:
             passes=0.1,
         )
 
+    def _slope(self) -> Stage:
+        """Hold the gradient against what the loss really does."""
+        task = self.task
+
+        def job(block: Block) -> Arrays:
+            told = sanity.gradient_correlation(task.model, block.x, block.y, block.ids, self.threat, seed=task.seed)
+            return {"correlation": told.cpu().numpy()}
+
+        def select(found: Found) -> NDArray[np.int64]:
+            positions = np.flatnonzero(right_at_first(task, found))
+            return positions[_spread_over(len(positions), EVIDENCE_SAMPLES)]
+
+        return Stage(
+            id=self._id("slope"),
+            job=job,
+            cost_of=self._id("gradient_true"),
+            select=select,
+            after=("predictions.test",),
+            passes=2.0 * sanity.SLOPE_DRAWS * len(sanity.SLOPE_LENGTHS),
+        )
+
     def conclude(self, found: Found, answer: Answer) -> str:
         """Add metrics, evidence, findings and figures to the answer; return its sentence."""
         task, n = self.task, len(self.task.data.test)
@@ -313,7 +335,7 @@ class NormTask:
         answer.evidence += self._evidence(found)
         if not right.any():
             answer.reasons.append("no sample was right before the attack, so nothing could be broken")
-        answer.reasons += self._idle_radius()
+        answer.reasons += self._idle_radius() + self._idle_tolerance(found)
         if hit.any():
             answer.findings.append(self._finding(hit, right, accuracy))
         answer.figures += [self._before_after(right, accuracy), *self._shown(found)]
@@ -323,6 +345,12 @@ class NormTask:
             f"{noun} as far as this attack found ({_percent(accuracy.value)}, {task.confidence:.0%} interval "
             f"{_percent(accuracy.low)} to {_percent(accuracy.high)})."
         )
+
+    def _all_may_change(self) -> bool:
+        """Tell whether every input that varies may change, so that an unlimited radius should break everything."""
+        if self.threat.mutable is None:
+            return True
+        return bool(self.threat.mutable[self.task.data.scale() > 0].all())
 
     def _idle_radius(self) -> list[str]:
         """Return why the radius cannot change any input that there could be, or nothing."""
@@ -336,6 +364,16 @@ class NormTask:
                 f"box is {float(np.max(self.threat.high)):g} wide; did you mean {self.threat.eps * 255:g}?"
             ]
         return []
+
+    def _idle_tolerance(self, found: Found) -> list[str]:
+        """Return why an unstated tolerance asks nothing of this network: it grows with the network's own errors."""
+        moved = tolerance(self.task, found)
+        if moved is None or self.task.options.tolerance is not None or moved <= float(np.std(self.task.data.test.y)):
+            return []
+        return [
+            f"no tolerance was stated, and the residuals' standard deviation ({moved:.4g}) is larger than that of the labels: "
+            "a network that wrong is robust to anything; state robustness.tolerance"
+        ]
 
     def examples(self, found: Found) -> Arrays:
         """Return one adversarial example for each sample that was broken: the first attack's that found one."""
@@ -406,10 +444,14 @@ class NormTask:
             at = np.searchsorted(pgd.positions, noise.positions)
             evidence.append(sanity.beats_noise(self.prefix, noise["broken"], pgd["broken"][at]))
         if len(longer.positions):
-            evidence.append(sanity.converged(self.prefix, longer["broken"]))
+            stood = float(np.mean(right_at_first(self.task, found) & ~pgd.spread("broken", len(self.task.data.test), False)))
+            evidence.append(sanity.converged(self.prefix, longer["broken"], stood))
         if len(free.positions):
             evidence.append(sanity.gradient_found(self.prefix, free["grad_zero"]))
-        if len(free.positions) and self.threat.mutable is None:
+        correlation = found[self._id("slope")]["correlation"]
+        if np.isfinite(correlation).any() and self.threat.eps > 0:
+            evidence.append(sanity.gradient_true(self.prefix, correlation[np.isfinite(correlation)]))
+        if len(free.positions) and self._all_may_change():
             evidence.append(sanity.unbounded_breaks(self.prefix, free["broken"]))
         return evidence
 
@@ -476,6 +518,10 @@ def _mutable(task: Task) -> NDArray[np.bool_] | None:
     columns = list(task.data.columns)
     if not columns:
         raise UsageError("robustness.mutable names columns, but the data has none: it is for tables")
+    if not names:
+        raise UsageError(
+            "robustness.mutable is empty: no column may change, so nothing could be attacked; name some, or skip it"
+        )
     for name in names:
         if name not in columns:
             raise UsageError(f"robustness.mutable: no input column {name!r}; {closest(name, columns)}")

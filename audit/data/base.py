@@ -7,7 +7,7 @@ user's to state.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Kind = Literal["image", "table", "array"]
 MOST_EXACT = 2**53  # whole numbers above it are not exact as float64
+LONGEST_GROUP = 1000
+WIDEST = 1e30  # bounds beyond it leave no room to compute in: float32, which networks compute in, ends at 3.4e38
 
 
 @dataclass(frozen=True)
@@ -237,7 +239,7 @@ def make_part(x: ArrayLike | Tensor, y: ArrayLike | Tensor, sensitive: Mapping[s
     _check_numbers(labels, f"{source}: y")
     numbers = labels.astype(np.float64)
     whole = bool(np.all((numbers == np.round(numbers)) & (np.abs(numbers) < MOST_EXACT)))
-    groups = {name: np.asarray([_group(v) for v in as_array(values).reshape(-1)]) for name, values in sensitive.items()}
+    groups = {name: as_groups(as_array(values).reshape(-1), name, source) for name, values in sensitive.items()}
     for name, values in groups.items():
         if len(values) != len(inputs):
             raise DataError(f"{source}: sensitive attribute {name!r} has {len(values)} values for {len(inputs)} samples")
@@ -247,6 +249,24 @@ def make_part(x: ArrayLike | Tensor, y: ArrayLike | Tensor, sensitive: Mapping[s
         np.arange(len(inputs), dtype=np.int64),
         groups,
     )
+
+
+def as_groups(values: Iterable[Any], name: str, source: str) -> NDArray[np.str_]:
+    """Return a sensitive attribute as an array of text.
+
+    Raises
+    ------
+    DataError
+        One value is so long that the array, in which all take as much room as the longest, would fill the memory.
+    """
+    texts = [_group(value) for value in values]
+    longest = max(map(len, texts), default=0)
+    if longest > LONGEST_GROUP:
+        raise DataError(
+            f"{source}: sensitive attribute {name!r} holds a value of {longest:,} characters; a group's name should have at "
+            f"most {LONGEST_GROUP:,}: is it the right column?"
+        )
+    return np.asarray(texts, dtype=np.str_)
 
 
 def _group(value: Any) -> str:
@@ -340,6 +360,11 @@ def _check_bounds(bounds: tuple[ArrayLike, ArrayLike], x: NDArray[Any]) -> tuple
         raise UsageError(f"bounds of shapes {low.shape} and {high.shape} do not fit samples of shape {x.shape[1:]}")
     if not (np.isfinite(low).all() and np.isfinite(high).all() and (low <= high).all() and (low < high).any()):
         raise UsageError(f"bounds should be two finite numbers, the lower one first, got {low.tolist()} and {high.tolist()}")
+    if max(np.abs(low).max(), np.abs(high).max()) > WIDEST:
+        raise UsageError(
+            f"bounds should lie between {-WIDEST:g} and {WIDEST:g}, got {float(low.min()):g} to {float(high.max()):g}: "
+            "give the lowest and highest value that an input can have"
+        )
     # Radii are fractions of the box: one that the data does not lie in means a radius in other units than the data's.
     slack = 1e-6 * (high - low)
     if x.min() >= np.max(low - slack) and x.max() <= np.min(high + slack):

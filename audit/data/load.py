@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import ArrayLike
 
 from audit.data.base import Dataset, Preprocess, Reading, as_array, concatenate, replace_bounds
-from audit.errors import DataError
+from audit.errors import DataError, UsageError
 from audit.files import not_a_model_nor_data, read_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
 MAX_CLASSES_BYTES = 2**24
+MOST_CLASSES = 100_000
 
 
 def load(
@@ -58,7 +60,11 @@ def load(
     ------
     DataError
         The source cannot be read, or holds something that nobody said how to encode.
+    UsageError
+        A column is named twice.
     """
+    _named_once(inputs, "--inputs")
+    _named_once(sensitive, "--sensitive")
     reading = Reading(
         target=target,
         inputs=tuple(inputs),
@@ -88,11 +94,23 @@ def class_names(classes: str | os.PathLike[str] | Sequence[str] | None) -> tuple
 
 
 def _distinct(names: tuple[str, ...], what: str) -> tuple[str, ...]:
-    twice = next((name for name in names if names.count(name) > 1), None)
+    if len(names) > MOST_CLASSES:
+        raise DataError(f"{what} names {len(names):,} classes; at most {MOST_CLASSES:,} are read: is it another file's name?")
+    twice = _twice(names)
     if twice is not None or len(names) < 2:
         got = f"{twice!r} twice" if twice is not None else f"{len(names)} names"
         raise DataError(f"{what} should name at least 2 classes, each once, in the order of the outputs; got {got}")
     return names
+
+
+def _named_once(names: Sequence[str], option: str) -> None:
+    twice = _twice(names)
+    if twice is not None:
+        raise UsageError(f"{option} should name each column once, got {twice!r} twice: remove one of them")
+
+
+def _twice(names: Sequence[str]) -> str | None:
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 def _read(source: Any, reading: Reading, *, reference: bool = False) -> Dataset:
@@ -130,13 +148,19 @@ def _read_path(source: str, reading: Reading, *, reference: bool) -> Dataset:
         return from_npz(content, reading, source, sha256)
     from audit.data import tables
 
-    readers = {".csv": tables.read_csv, ".csv.gz": tables.read_csv_gz, ".parquet": tables.read_parquet}
-    reader = next(reader for ending, reader in readers.items() if name.endswith(ending))
     try:
-        frame: pd.DataFrame = reader(content)
+        frame = _frame(name, content, reading)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
     return tables.from_frame(frame, reading, source, sha256, reference=reference)
+
+
+def _frame(name: str, content: bytes, reading: Reading) -> pd.DataFrame:
+    from audit.data import tables
+
+    if name.endswith(".parquet"):
+        return tables.read_parquet(content, reading)
+    return tables.read_csv_gz(content) if name.endswith(".gz") else tables.read_csv(content)
 
 
 def _from_pairs(source: Any) -> Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import io
 import warnings
@@ -20,13 +21,18 @@ if TYPE_CHECKING:
 
 MAX_RATIO = 200  # a table of zeros and ones packs about 100 to 1; the format's own limit is about 1000 to 1
 SMALL = 64 * 2**20  # unpacked, harmless at any ratio
-NUMBER_BYTES = 8  # a cell of a table takes this much memory once it is read
+MOST_COLUMNS = 10_000  # pandas takes minutes to open a table of some 100,000
+MAX_PARQUET_RATIO = 1000  # as for .npz: a column of one repeated value has no limit of its own
+NUMBER_BYTES = 8  # a number in a table takes this much memory once it is read
+TEXT_BYTES = 60  # and a text at least this much
+COPIES = 4  # of a table live at once between the file and the network's input
 
 
 def read_csv(content: bytes) -> pd.DataFrame:
     """Parse CSV with a header line."""
     import pandas as pd
 
+    _check_width(_header_width(content), "CSV")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pd.errors.ParserWarning)
@@ -36,6 +42,24 @@ def read_csv(content: bytes) -> pd.DataFrame:
         raise DataError("the CSV file's rows have more fields than its header has names: name every column") from None
     except (ValueError, pd.errors.ParserError, OverflowError, MemoryError) as error:
         raise DataError(f"the CSV file cannot be read: {str(error).strip()}") from None
+
+
+def _header_width(content: bytes) -> int:
+    """Return the number of columns in the header line, counted before a parser builds a column of each."""
+    # Any byte is a character of Latin-1, and the commas and quotes of UTF-8 are the same in it.
+    lines = io.TextIOWrapper(io.BytesIO(content.removeprefix(b"\xef\xbb\xbf")), encoding="latin-1", newline="")
+    try:
+        return next((len(row) for row in csv.reader(lines) if len(row) > 1 or "".join(row).strip()), 0)
+    except csv.Error as error:
+        raise DataError(f"the CSV file's header line cannot be read: {error}; expected names with commas between") from None
+
+
+def _check_width(columns: int, what: str) -> None:
+    if columns > MOST_COLUMNS:
+        raise DataError(
+            f"the {what} file has {columns:,} columns; at most {MOST_COLUMNS:,} are read from a table: "
+            "save wider data as .npz with arrays x and y"
+        )
 
 
 def read_csv_gz(content: bytes) -> pd.DataFrame:
@@ -53,23 +77,90 @@ def read_csv_gz(content: bytes) -> pd.DataFrame:
     return read_csv(unpacked)
 
 
-def read_parquet(content: bytes) -> pd.DataFrame:
-    """Parse Parquet."""
+def read_parquet(content: bytes, reading: Reading | None = None) -> pd.DataFrame:
+    """Parse Parquet: the columns that `reading` states, where it states the inputs and all are there, else all.
+
+    Raises
+    ------
+    DataError
+        It is damaged, or would take more memory than its size accounts for.
+    """
     import pandas as pd
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        # A column of one repeated value takes a few bytes for any number of rows, so the claim is read first.
-        said = pq.read_metadata(io.BytesIO(content))
-        if said.num_rows * said.num_columns * NUMBER_BYTES > memory_limit():
-            raise DataError(
-                f"the Parquet file claims {said.num_rows:,} rows of {said.num_columns:,} columns, "
-                "more than the memory of this machine holds"
-            )
-        return pd.read_parquet(io.BytesIO(content), engine="pyarrow")
+        # A column of one repeated value takes a few bytes for any number of rows, so the claims are read first.
+        file = pq.ParquetFile(io.BytesIO(content))
+        columns = _stated_columns(file.schema_arrow.names, reading)
+        limit = min(memory_limit() // COPIES, max(SMALL, MAX_PARQUET_RATIO * len(content)))
+        _check_size(_claimed(file, columns), limit, len(content))
+        _check_size(_text_bytes(content, file, columns), limit, len(content))
+        return pd.read_parquet(io.BytesIO(content), engine="pyarrow", columns=columns)
     except (pa.ArrowException, ValueError, TypeError, KeyError, OSError, MemoryError) as error:
         raise DataError(f"the Parquet file is truncated or damaged: {str(error).strip()[:200]}") from None
+
+
+def _stated_columns(names: list[str], reading: Reading | None) -> list[str] | None:
+    """Return the columns to read; None for all, also where one is missing, so that the error can list what there is."""
+    if reading is None or not reading.inputs or reading.target is None or len(set(names)) < len(names):
+        return None
+    wanted = {reading.target, *reading.inputs, *reading.sensitive}
+    return [name for name in names if name in wanted] if wanted <= set(names) else None
+
+
+def _leaves(file: Any, columns: list[str] | None) -> list[Any]:
+    """Return the descriptions of the stored columns that belong to `columns`."""
+    described = [file.schema.column(i) for i in range(len(file.schema))]
+    return [leaf for leaf in described if columns is None or leaf.path in columns or leaf.path.split(".")[0] in columns]
+
+
+def _claimed(file: Any, columns: list[str] | None) -> int:
+    """Return the least memory that the columns take once they are read, by what the file says of itself."""
+    said = file.metadata
+    wanted = _leaves(file, columns)
+    _check_width(len(wanted), "Parquet")
+    each = {}
+    for leaf in wanted:
+        if leaf.max_repetition_level > 0:
+            raise DataError(f"the Parquet file's column {leaf.path!r} holds lists; expected one number or text in each row")
+        each[leaf.path] = max(TEXT_BYTES, leaf.length or 0) if leaf.physical_type.endswith("BYTE_ARRAY") else NUMBER_BYTES
+    total = said.num_rows * sum(each.values())
+    chunks = 0
+    for group in map(said.row_group, range(said.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema in each:
+                chunks += max(chunk.num_values * each[chunk.path_in_schema], chunk.total_uncompressed_size)
+    return int(max(total, chunks))
+
+
+def _text_bytes(content: bytes, file: Any, columns: list[str] | None) -> int:
+    """Return the length of all text, which no claim tells: each different text is stored once, however long it is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    paths = [leaf.path for leaf in _leaves(file, columns) if leaf.physical_type == "BYTE_ARRAY"]
+    # Read as a dictionary, a text takes its length once, and each row that holds it a few bytes.
+    coded = pq.ParquetFile(io.BytesIO(content), read_dictionary=paths)
+    total = 0
+    for path in paths:
+        for column in coded.read(columns=[path], use_threads=False).columns:
+            for chunk in column.chunks:
+                if isinstance(chunk, pa.DictionaryArray) and not pa.types.is_nested(chunk.dictionary.type):
+                    lengths = pc.binary_length(chunk.dictionary.cast(pa.large_binary()))
+                    total += pc.sum(lengths.take(chunk.indices)).as_py() or 0
+                else:
+                    total += chunk.nbytes
+    return total
+
+
+def _check_size(size: int, limit: int, packed: int) -> None:
+    if size > limit:
+        raise DataError(
+            f"the Parquet file unpacks {packed:,} bytes to {size:,} or more, and at most {limit:,} are read here: refused as "
+            "a file made to exhaust memory; if it is yours, name fewer columns (--inputs) or save fewer rows"
+        )
 
 
 def from_frame(frame: pd.DataFrame, reading: Reading, source: str, sha256: str, *, reference: bool = False) -> Dataset:
@@ -103,7 +194,7 @@ def from_frame(frame: pd.DataFrame, reading: Reading, source: str, sha256: str, 
         x,
         label_codes(_labels(frame[reading.target]), reading.classes, source),
         columns=columns,
-        sensitive={name: _groups(frame[name]) for name in sensitive},
+        sensitive={name: _without_gaps(frame[name]) for name in sensitive},
         classes=reading.classes,
         source=source,
         sha256=sha256 or _frame_sha256(frame),
@@ -183,9 +274,9 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) and not isinstance(value, complex | np.complexfloating)
 
 
-def _groups(column: pd.Series[Any]) -> Any:
-    # A missing attribute is a group of its own: dropping the rows would hide whoever did not answer.
-    return np.asarray(["(missing)" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)])
+def _without_gaps(column: pd.Series[Any]) -> Any:
+    # pandas has gaps of several types, of which None is the one that every array knows.
+    return np.asarray([None if missing else str(v) for v, missing in zip(column, column.isna(), strict=True)], dtype=object)
 
 
 def _notes(frame: pd.DataFrame, reading: Reading, inputs: list[str]) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise
@@ -15,6 +16,7 @@ from audit.errors import UsageError, closest
 from audit.result import slug, slugs
 
 MOST_VALUES = 12  # an attribute of numbers with more distinct values is cut: otherwise each group would be a handful of people
+MOST_GROUPS = 1000  # each is compared with each other: the pairs of more groups would fill the memory
 MISSING = "missing"
 UNKNOWN = ("", "None", "<NA>", "NaT", "(missing)")  # how a missing value reads as text; audit.data writes the last
 
@@ -51,7 +53,11 @@ class Attribute:
 
 
 def make_attributes(
-    sensitive: Any, *, bins: Mapping[str, Sequence[float]] | None = None, intersections: bool = True
+    sensitive: Any,
+    *,
+    bins: Mapping[str, Sequence[float]] | None = None,
+    intersections: bool = True,
+    min_group_size: int = 30,
 ) -> list[Attribute]:
     """Split people by each sensitive attribute, and by each pair of them.
 
@@ -62,14 +68,17 @@ def make_attributes(
         as text.
     bins
         Attribute name to the edges of its ranges, rising: ``[25, 60]`` makes *less than 25*, *25 to less than 60* and
-        *60 and more*. Attributes of numbers with more than 12 values and no stated bins are cut at their quartiles.
+        *60 and more*. Attributes of numbers with more than 12 values and no stated bins are cut at their quartiles, unless
+        all are whole numbers that `min_group_size` people or more share each: those may be codes, and stay as they are.
     intersections
         Also split by all pairs of attributes.
+    min_group_size
+        Fewest people of whom enough is known.
 
     Raises
     ------
     UsageError
-        There is no attribute, lengths differ, or bins do not fit.
+        There is no attribute, lengths differ, bins do not fit, or an attribute makes more than 1,000 groups.
     """
     columns = _columns(sensitive)
     bins = dict(bins or {})
@@ -77,7 +86,7 @@ def make_attributes(
         if name not in columns:
             raise UsageError(f"bins are given for {name!r}, which is no sensitive attribute; {closest(name, list(columns))}")
     names = slugs(columns)
-    singles = [_single(name, names[name], values, bins.get(name)) for name, values in columns.items()]
+    singles = [_single(name, names[name], values, bins.get(name), min_group_size) for name, values in columns.items()]
     if not intersections:
         return singles
     taken = set(names.values())
@@ -104,7 +113,7 @@ def _columns(sensitive: Any) -> dict[str, list[str]]:
     return {name: [str(value) for value in values] for name, values in found.items()}
 
 
-def _single(name: str, slug_: str, values: list[str], edges: Sequence[float] | None) -> Attribute:
+def _single(name: str, slug_: str, values: list[str], edges: Sequence[float] | None, min_group_size: int) -> Attribute:
     numbers = _numbers(values)
     note = ""
     if edges is not None:
@@ -112,7 +121,7 @@ def _single(name: str, slug_: str, values: list[str], edges: Sequence[float] | N
             raise UsageError(f"bins are given for {name!r}, but its values are not numbers, such as {_first_text(values)!r}")
         values, order = _cut(numbers, _checked(name, edges))
         note = "cut at the stated edges"
-    elif numbers is not None and len(set(values)) > MOST_VALUES:
+    elif numbers is not None and len(set(values)) > MOST_VALUES and not _may_be_codes(values, numbers, min_group_size):
         known = numbers[np.isfinite(numbers)]
         values, order = _cut(numbers, sorted(set(np.quantile(known, [0.25, 0.5, 0.75]).tolist())))
         note = "cut at the quartiles of the test part, since no bins were stated"
@@ -123,11 +132,29 @@ def _single(name: str, slug_: str, values: list[str], edges: Sequence[float] | N
     return _attribute(name, slug_, values, order, (name,), note)
 
 
+def _may_be_codes(values: list[str], numbers: NDArray[np.float64], min_group_size: int) -> bool:
+    """Tell whether all are whole numbers that enough people share each.
+
+    A range of codes (regions, shops) mixes those who have nothing in common but their place in a list, so that gaps between
+    them cancel out. Where enough is known of every value, nothing speaks for ranges.
+    """
+    known = numbers[~np.isnan(numbers)]
+    if not np.isfinite(known).all() or (known != np.round(known)).any():
+        return False
+    sizes = Counter(values)
+    return all(size >= min_group_size for value, size in sizes.items() if not _is_missing(value))
+
+
 def _joined(a: Attribute, b: Attribute, taken: set[str]) -> Attribute:
     values = [f"{a.groups[i]} & {b.groups[j]}" for i, j in zip(a.index, b.index, strict=True)]
     # Two pairs of groups could read the same where a name holds " & ": the pair of numbers tells them apart.
     keys = [(int(i), int(j)) for i, j in zip(a.index, b.index, strict=True)]
     order = sorted(set(keys))
+    if len(order) > MOST_GROUPS:
+        raise UsageError(
+            f"{a.name!r} and {b.name!r} together make {len(order):,} groups, expected at most {MOST_GROUPS:,}: "
+            "compare by each attribute alone (fairness.intersections = false), or make fewer groups of one of them"
+        )
     position = {key: i for i, key in enumerate(order)}
     text = dict(zip(keys, values, strict=True))
     base = candidate = f"{slug(a.slug)}__{slug(b.slug)}"
@@ -150,6 +177,11 @@ def _attribute(
     name: str, slug_: str, values: list[str], order: Iterable[str], made_of: tuple[str, ...], note: str
 ) -> Attribute:
     present = set(values)
+    if len(present) > MOST_GROUPS:
+        raise UsageError(
+            f"sensitive attribute {name!r} makes {len(present):,} groups, expected at most {MOST_GROUPS:,}: for numbers state "
+            "ranges with fairness.bins, join text into fewer groups in the data, or leave the attribute out"
+        )
     groups = tuple(group for group in order if group in present)
     position = {group: i for i, group in enumerate(groups)}
     return Attribute(name, slug_, groups, np.asarray([position[v] for v in values], dtype=np.int64), made_of, note)
@@ -166,8 +198,11 @@ def _numbers(values: list[str]) -> NDArray[np.float64] | None:
 
 def _by_number(value: str) -> tuple[bool, float, str]:
     """Sort numbers by size and missing values last."""
-    number = math.nan if value in UNKNOWN else float(value)
-    return (True, 0.0, value) if math.isnan(number) else (False, number, value)
+    return (True, 0.0, value) if _is_missing(value) else (False, float(value), value)
+
+
+def _is_missing(value: str) -> bool:
+    return value in UNKNOWN or math.isnan(float(value))
 
 
 def _first_text(values: list[str]) -> str:

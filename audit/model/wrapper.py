@@ -410,6 +410,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise UsageError(f"device must be auto, cpu or cuda, got {name!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        # Others compute in their own ways (or, as "meta", not at all), and nothing here was ever tried on them.
+        raise UsageError(f"device must be auto, cpu or cuda, got {name!r}, a device that is not supported; use --device cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
     return device

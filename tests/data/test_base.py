@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -87,14 +89,29 @@ def test_the_box_of_a_table_holds_every_input(values: list[float], with_referenc
         ((1, 0), "lower one first"),
         ((0, 0), "lower one first"),
         ((0, float("inf")), "finite"),
+        ((0, 1e308), r"-1e\+30 and 1e\+30"),
+        ((-1e308, 1e308), r"-1e\+30 and 1e\+30"),
+        (([0, -1e31], [1, 1]), r"-1e\+30 and 1e\+30"),
         (([0, 0, 0], 1), "do not fit"),
         (([[0, 0]], 1), "do not fit"),
     ],
 )
 def test_bounds_must_hold_the_data(bounds: tuple[object, object], words: str):
     data = Dataset(np.linspace(0.6, 1, 24).reshape(12, 2), np.zeros(12, int))
-    with pytest.raises(UsageError, match=words):
-        replace_bounds(data, bounds)  # type: ignore[arg-type]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UsageError, match=words):
+            replace_bounds(data, bounds)  # type: ignore[arg-type]
+
+
+def test_one_endless_group_name_does_not_fill_the_memory():
+    groups = np.asarray(["a"] * 19 + ["b" * 100_000], object)
+    for source in ({"x": np.ones((20, 1)), "y": np.zeros(20), "sensitive_g": groups}, (np.ones((20, 1)), groups)):
+        with pytest.raises(DataError, match="'g' holds a value of 100,000 characters"):
+            if isinstance(source, dict):
+                Dataset.load(source)
+            else:
+                Dataset(source[0], np.zeros(20), sensitive={"g": source[1]})
 
 
 def test_missing_groups_are_a_group_of_their_own():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import gzip
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import (
@@ -23,6 +26,7 @@ from torch.utils.data import (
 )
 
 from audit.data.base import Dataset
+from audit.data.load import class_names
 from audit.errors import DataError, UsageError
 from tests import hostile
 
@@ -279,6 +283,89 @@ def test_damaged_files_say_so(name: str, content: bytes, words: str, tmp_path: P
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=words):
         Dataset.load(tmp_path / name, target="label")
+
+
+def test_a_table_that_is_too_wide_is_refused_before_it_is_parsed(tmp_path: Path):
+    path = tmp_path / "wide.csv"
+    started = time.monotonic()
+    for header in (
+        ",".join(f"c{i}" for i in range(300_000)),
+        "\ufeff" + ",".join(f'"c{i}"' for i in range(300_000)),
+        "\n  \r\n" + "," * 300_000,
+    ):
+        path.write_text(header + "\n" + "0," * 10 + "\n")
+        with pytest.raises(DataError, match=r"300,00\d columns; at most 10,000.*npz"):
+            Dataset.load(path, target="c0")
+        (tmp_path / "wide.csv.gz").write_bytes(gzip.compress(path.read_bytes()))
+        with pytest.raises(DataError, match="at most 10,000"):
+            Dataset.load(tmp_path / "wide.csv.gz", target="c0")
+    assert time.monotonic() - started < 10
+    path.write_text('"' + "x" * 200_000 + '",label\n1,0\n')
+    with pytest.raises(DataError, match="header line cannot be read"):
+        Dataset.load(path, target="label")
+
+
+def test_commas_and_line_breaks_inside_quotes_make_no_columns(tmp_path: Path):
+    (tmp_path / "d.csv").write_bytes(b'\xef\xbb\xbf"a,' + b"," * 20_000 + b'\nb",label\n1,0\n2,1\n')
+    assert Dataset.load(tmp_path / "d.csv", target="label").test.x.tolist() == [[1], [2]]
+
+
+def repeated(path: Path, rows: int, text: str) -> Path:
+    frame = pd.DataFrame({"a": np.zeros(rows, "f4"), "label": np.zeros(rows, "i1")})
+    table = pa.Table.from_pandas(frame).append_column(
+        "b", pa.DictionaryArray.from_arrays(np.zeros(rows, "i4"), [text]).cast(pa.dictionary(pa.int32(), pa.string()))
+    )
+    pq.write_table(table, path, compression="zstd", store_schema=False)
+    return path
+
+
+@pytest.mark.parametrize(("rows", "text"), [(2_000_000, "x" * 20), (20_000, "x" * 100_000)], ids=["rows", "text"])
+def test_a_parquet_file_of_repeated_values_is_refused_before_it_fills_the_memory(rows: int, text: str, tmp_path: Path):
+    path = repeated(tmp_path / "d.parquet", rows, text)
+    assert path.stat().st_size < 1_500_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(DataError, match=r"made to exhaust memory.*--inputs"):
+        Dataset.load(path, target="label", sensitive=["b"])
+    assert pa.total_allocated_bytes() - before < 2**20
+    data = Dataset.load(path, target="label", inputs=["a"])
+    assert data.test.x.shape == (rows, 1), "columns that nobody asked for are not read"
+
+
+def test_parquet_columns_that_are_not_stated_are_not_needed(tmp_path: Path):
+    path = tmp_path / "d.parquet"
+    FRAME.assign(lists=[[1, 2]] * 12).rename(columns={"height": "body.height"}).to_parquet(path)
+    data = Dataset.load(path, target="label", inputs=["body.height", "age"], sensitive=["sex"])
+    assert data.columns == ("body.height", "age")
+    assert set(data.test.sensitive["sex"]) == {"f", "m", "(missing)"}
+    with pytest.raises(DataError, match="did you mean 'body.height'"):
+        Dataset.load(FRAME.rename(columns={"height": "body.height"}), target="label", inputs=["body.heigth"])
+    with pytest.raises(DataError, match=r"'lists.* holds lists"):
+        Dataset.load(path, target="label")
+    pd.DataFrame(np.zeros((2, 10_001))).rename(columns=str).to_parquet(path)
+    with pytest.raises(DataError, match="10,001 columns"):
+        Dataset.load(path, target="0")
+
+
+def test_a_column_is_named_once(tmp_path: Path):
+    with pytest.raises(UsageError, match="--inputs.*'age' twice"):
+        Dataset.load(FRAME, target="label", inputs=["age", "height", "age"])
+    with pytest.raises(UsageError, match="--sensitive.*'sex' twice"):
+        Dataset.load(FRAME, target="label", inputs=["age"], sensitive=["sex", "sex"])
+    with pytest.raises(UsageError, match="--sensitive.*'sex' twice"):
+        Dataset.load({"x": X, "y": Y, "sensitive_sex": Y}, sensitive=["sex", "sex"])
+
+
+def test_many_classes_are_read_soon_and_too_many_not(tmp_path: Path):
+    path = tmp_path / "classes.txt"
+    names = [f"c{i}" for i in range(100_000)]
+    path.write_text("\n".join(names))
+    started = time.monotonic()
+    assert class_names(path) == tuple(names)
+    assert time.monotonic() - started < 5
+    with pytest.raises(DataError, match="got 'c7' twice"):
+        class_names([*names[:-1], "c7"])
+    with pytest.raises(DataError, match=r"100,001 classes; at most 100,000"):
+        class_names([*names, "one more"])
 
 
 # --- scikit-learn, torch and pairs --------------------------------------------------------------------------------------

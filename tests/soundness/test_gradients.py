@@ -58,6 +58,35 @@ def rooted(x: Tensor) -> Tensor:
     return x.sqrt() ** 2
 
 
+class WrongBackward(torch.autograd.Function):
+    """The identity, with the gradient shifted by two columns on its way back."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient.roll(2, dims=-1)
+
+
+class NoisyBackward(torch.autograd.Function):
+    """The identity, with noise in place of the gradient."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return torch.randn_like(gradient)
+
+
+def half_detached(x: Tensor) -> Tensor:
+    """Let the gradient through the left half of the picture only."""
+    return torch.cat((x[..., :4], x[..., 4:].detach()), dim=-1)
+
+
 def hard(z: Tensor) -> Tensor:
     """Labels in place of logits."""
     return torch.nn.functional.one_hot(z.argmax(dim=1), z.shape[1]).to(z.dtype)
@@ -70,7 +99,10 @@ DEFECTS = [
     pytest.param(quantised, same, "gradients_nonzero", id="input rounded"),
     pytest.param(thermometer, same, "gradients_nonzero", id="gradient cut"),
     pytest.param(noisy, same, "verified", id="random noise in the forward"),
-    pytest.param(shattered, same, "", id="gradient shattered"),
+    pytest.param(shattered, same, "gradient_true", id="gradient shattered"),
+    pytest.param(WrongBackward.apply, same, "gradient_true", id="gradient shifted"),
+    pytest.param(NoisyBackward.apply, same, "gradient_true", id="gradient replaced by noise"),
+    pytest.param(half_detached, same, "gradient_true", id="gradient through half of the input"),
     pytest.param(same, saturated, "gradients_nonzero", id="probabilities saturated"),
 ]
 
@@ -202,3 +234,37 @@ def test_a_radius_in_the_wrong_units_is_not_robustness():
     assert result.verdict == "incomplete"
     assert "did you mean 8?" in (result["robustness"].reason or "")
     assert "whole-number" not in (robustness(net, audit.Dataset(x, y), eps=8, bounds=None)["robustness"].reason or "")
+
+
+def test_a_tolerance_that_grows_with_the_errors_asks_nothing():
+    """By default a regression output must move by one standard deviation of the residuals: a bad network is never broken."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(200, 4, generator=generator)
+    y = x.sum(dim=1) + 0.2 * torch.randn(200, generator=generator)
+    net = nn.Linear(4, 1)
+    nn.init.constant_(net.weight, 1.0)
+    nn.init.zeros_(net.bias)
+    good = robustness(net, audit.Dataset(x, y), bounds=(0, 1))
+    assert "no tolerance was stated" not in (good["robustness"].reason or "")
+    bad = robustness(nn.Sequential(net, Times(-9.0)), audit.Dataset(x, y), bounds=(0, 1))
+    assert bad.verdict == "incomplete"
+    assert "state robustness.tolerance" in (bad["robustness"].reason or "")
+
+
+class Times(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def test_a_gradient_that_is_an_expanded_view_is_followed():
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum(dim=1)
+
+    x = torch.rand(50, 4)
+    result = robustness(Sum(), audit.Dataset(x, x.sum(dim=1) + 0.01 * torch.randn(50)), bounds=(0, 1), task="regression")
+    assert result["robustness"].status == "measured", result["robustness"].reason
