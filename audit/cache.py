@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
 from collections.abc import Mapping
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from audit.result import Passes, make_folder, write_atomically
+from audit.result import Passes, make_folder, own_folder, write_atomically
 
 COST = "__cost__"
+KEY = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,13 @@ class Cache:
         self.folder: Path | None = None
         if out is None:
             return
-        jobs = make_folder(out) / ".jobs"
+        jobs = own_folder(make_folder(out), ".jobs")
         if jobs.is_dir():
             for other in jobs.iterdir():
-                if fresh or other.name != key:
+                # Only what this class makes is deleted: folders named by a key, and never through a link.
+                if KEY.fullmatch(other.name) and not other.is_symlink() and (fresh or other.name != key):
                     shutil.rmtree(other, ignore_errors=True)
-        self.folder = make_folder(jobs / key)
+        self.folder = make_folder(own_folder(jobs, key))
 
     def get(self, stage: str, start: int) -> FinishedJob | None:
         """Return a stored job; None where it is missing or damaged (it is then done again)."""

@@ -179,7 +179,9 @@ def render(
 
     if to not in ("html", "markdown"):
         raise UsageError(f"no format {to!r}; {closest(to, ['html', 'markdown'])}")
-    text: str = import_module(f"audit.report.{to}").render(Result.load(result))
+    loaded = Result.load(result)
+    _warn_of_edits(loaded)
+    text: str = import_module(f"audit.report.{to}").render(loaded)
     if out is None:
         sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]  # the bytes that the run wrote
         _write(text, end="")
@@ -243,6 +245,15 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> NoRetur
         traceback.print_exception(error)
     print(f"audit: {plain(message)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _warn_of_edits(result: Any) -> None:
+    """Say so where the stored verdict is not the one that the stored metrics, evidence and limits give."""
+    from audit.policy import judge_again
+
+    again = judge_again(result).word
+    if again != result.verdict:
+        print(f"audit: the file says {result.verdict!r}, but what it holds is judged {again!r}: it was edited", file=sys.stderr)
 
 
 def _say_result(result: Any, out: Path) -> None:

@@ -21,19 +21,25 @@ from audit.cache import run_key
 from audit.checks import base
 from audit.config import Config
 from audit.data.base import Dataset, Part
-from audit.model.wrapper import Model
+from audit.model.wrapper import Model, weights_sha256
 from audit.result import DataInfo, ModelInfo, Spec
 
 PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
 
 
-def job_key(model: Model, data: Dataset, config: Config) -> str:
-    """Hash everything that the result of a job depends on: network, data, configuration, software."""
+def job_key(model: Model, data: Dataset, config: Config, behaviour: str) -> str:
+    """Hash everything that the result of a job depends on: network, data, configuration, software.
+
+    `behaviour` is what the network answered just now: two networks can share files, classes and weights, and still differ by
+    an argument of their factory or by a module that it imports.
+    """
     origin = model.origin
     networks = {type(module) for module in model.module.modules() if not type(module).__module__.startswith("torch.")}
     return run_key(
         {
             "model": [origin.sha256, origin.arch_sha256, origin.format, str(model.module), _sources(networks)],
+            "weights": weights_sha256(model.module),  # as they are now: a live network may have been trained on since
+            "behaviour": behaviour,
             "reading": [model.task, model.output, _listed(model.mean), _listed(model.std), str(model.device)],
             "data": [_part_key(data.test), None if data.reference is None else _part_key(data.reference)],
             "columns": [data.kind, data.columns, data.classes],

@@ -377,6 +377,16 @@ def slugs(names: Iterable[str]) -> dict[str, str]:
     return taken
 
 
+def own_folder(out: Path, name: str) -> Path:
+    """Return folder `name` inside `out`; an OutputError where it is a link, which could lead anywhere."""
+    folder = out / name
+    if folder.is_symlink():
+        raise OutputError(
+            f"expected a folder of this program's own at {folder}, got a link: remove it, or choose another --out"
+        )
+    return folder
+
+
 def make_folder(out: str | os.PathLike[str]) -> Path:
     """Make folder `out` where it is missing; an OutputError says why it cannot be written."""
     folder = Path(out)

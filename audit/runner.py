@@ -36,6 +36,7 @@ from audit.result import (
     Passes,
     Result,
     make_folder,
+    own_folder,
     write_atomically,
 )
 
@@ -81,10 +82,10 @@ def execute(
     if config.run.samples is not None:
         data = data.sample(config.run.samples, config.run.seed)
     with model.session():
-        preflight(model, data)
+        behaviour = preflight(model, data)
         check_limits(config.policy.limit)
         plan = make_plan(model, data, config, debug=debug)
-        cache = Cache(out, job_key(model, data, config), fresh=fresh)
+        cache = Cache(out, job_key(model, data, config, behaviour), fresh=fresh)
         progress.say(_announce(model, data, plan))
         progress.plan(plan.passes(data))
         run = _Run(model, data, config, plan, cache, progress, debug)
@@ -281,7 +282,7 @@ class _Run:
             reasons = [result.reason] if result.reason else []
             reason = "; ".join([*reasons, f"its examples could not be collected: {describe_error(error)}"])
             return result.model_copy(update={"status": "incomplete", "reason": reason})
-        folder = make_folder(out / "artifacts")
+        folder = make_folder(own_folder(out, "artifacts"))
         write_atomically(folder / f"{result.id}.npz", buffer.getvalue())
         return result.model_copy(update={"artifact": f"artifacts/{result.id}.npz"})
 
@@ -359,9 +360,9 @@ def _plain(check: Check, status: str, reason: str) -> CheckResult:
 
 def _drop_stale_artifacts(out: Path, results: Sequence[CheckResult]) -> None:
     """Delete the arrays that an earlier run left in the same folder: they are not of this run, and may hold inputs."""
-    written = {result.artifact for result in results}
+    written, folder = {result.artifact for result in results}, own_folder(out, "artifacts")
     for check_id in base.registry():
         if f"artifacts/{check_id}.npz" not in written:
-            (out / "artifacts" / f"{check_id}.npz").unlink(missing_ok=True)
-        for left in (out / "artifacts").glob(f".{check_id}.npz.*.tmp"):
+            (folder / f"{check_id}.npz").unlink(missing_ok=True)
+        for left in folder.glob(f".{check_id}.npz.*.tmp"):
             left.unlink(missing_ok=True)

@@ -473,7 +473,7 @@ def test_a_gate_without_limits_is_not_green(
 def test_a_check_that_raises_is_an_error_and_not_green(
     where: str, limit: bool, files: Path, tmp_path: Path, audit_cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ):
-    from audit.checks import performance
+    from audit.checks import base, performance
 
     def raises(*_: object) -> None:
         raise KeyError("a defect of the check")
@@ -481,7 +481,7 @@ def test_a_check_that_raises_is_an_error_and_not_green(
     if where == "conclude":
         monkeypatch.setattr(performance.Performance, "conclude", raises)
     else:
-        monkeypatch.setattr(performance, "_one_at_a_time", lambda task: raises)
+        monkeypatch.setattr(base, "_one_at_a_time", lambda task: raises)
     ended = audit_cli(*good(files, tmp_path, *(["--config", files / "limit.toml"] if limit else ["--gate"])))
     assert ended.code == 4, ended.err
     check = read(tmp_path)["checks"][0]

@@ -295,3 +295,12 @@ def test_without_out_the_folder_is_the_configurations(call, digits_net, tmp_path
     assert (tmp_path / "mine" / "result.json").exists()
     assert call(*options, "--checks", "performance")[0] == 0
     assert (tmp_path / "audit-out" / "result.json").exists()
+
+
+def test_a_verdict_that_was_edited_is_said_to_be(call, digits_net, tmp_path):
+    call(*arguments(digits_net, tmp_path / "out", "--checks", "performance"))
+    file = tmp_path / "out" / "result.json"
+    file.write_text(file.read_text().replace('"verdict": "unjudged"', '"verdict": "pass"'))
+    code, _, err = call("render", tmp_path / "out", "--format", "markdown")
+    assert code == 0
+    assert "the file says 'pass', but what it holds is judged 'unjudged'" in err

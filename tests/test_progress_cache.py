@@ -46,12 +46,13 @@ def test_a_finished_job_comes_back(tmp_path: Path):
 
 
 def test_jobs_of_other_runs_are_forgotten(tmp_path: Path):
-    Cache(tmp_path, "one").put("stage", 0, job())
-    assert same(Cache(tmp_path, "one").get("stage", 0), job())
-    assert Cache(tmp_path, "two").get("stage", 0) is None
-    assert Cache(tmp_path, "one").get("stage", 0) is None
-    Cache(tmp_path, "one").put("stage", 0, job())
-    assert Cache(tmp_path, "one", fresh=True).get("stage", 0) is None
+    one, two = "1" * 32, "2" * 32
+    Cache(tmp_path, one).put("stage", 0, job())
+    assert same(Cache(tmp_path, one).get("stage", 0), job())
+    assert Cache(tmp_path, two).get("stage", 0) is None
+    assert Cache(tmp_path, one).get("stage", 0) is None
+    Cache(tmp_path, one).put("stage", 0, job())
+    assert Cache(tmp_path, one, fresh=True).get("stage", 0) is None
 
 
 @pytest.mark.parametrize(

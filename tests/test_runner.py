@@ -614,7 +614,7 @@ def test_the_code_of_a_network_is_part_of_the_key(tmp_path):
         spec.loader.exec_module(module)
         torch.manual_seed(0)
         model = Model(module.Net(2, 2), task="classification", output="logits")
-        keys.append(provenance.job_key(model, Dataset(np.zeros((2, 2), np.float32), [0, 1]), Config()))
+        keys.append(provenance.job_key(model, Dataset(np.zeros((2, 2), np.float32), [0, 1]), Config(), ""))
     assert keys[0] != keys[1]
 
 

@@ -102,7 +102,13 @@ class Fairness(Check):
         """Check attributes, bins and positive class before any work."""
         from audit.fairness.groups import make_attributes
 
-        make_attributes(_sensitive(task), bins=task.options.bins, intersections=False)
+        options = task.options
+        make_attributes(
+            _sensitive(task),
+            bins=options.bins,
+            intersections=options.intersections,
+            min_group_size=options.min_group_size,
+        )
         if task.model.classes:
             _positive(task)
 

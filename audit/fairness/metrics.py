@@ -146,7 +146,7 @@ def assess(
         Lengths differ, there are no samples, or the positive class is none of the labels.
     """
     truth, predicted = np.asarray(y_true).reshape(-1), np.asarray(y_pred).reshape(-1)
-    attributes = make_attributes(sensitive, bins=bins, intersections=intersections)
+    attributes = make_attributes(sensitive, bins=bins, intersections=intersections, min_group_size=min_group_size)
     lengths = (len(truth), len(predicted), len(attributes[0].index))
     if len(set(lengths)) > 1 or lengths[0] == 0:
         raise UsageError(f"y_true, y_pred and sensitive need one value for each of n > 0 samples, got lengths {lengths}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,7 @@ from audit.usercode import load_code
 
 @dataclass(frozen=True)
 class Arch:
-    """A network as its factory built it, and the hash of the factory's source."""
+    """A network as its factory built it, and the hash of the factory's source and arguments."""
 
     module: nn.Module
     name: str
@@ -51,4 +53,5 @@ def build(arch: str | Callable[..., nn.Module] | None, arguments: dict[str, Any]
         ) from error
     if not isinstance(module, nn.Module):
         raise UsageError(f"--arch {name} should return a torch.nn.Module, got {type(module).__name__}")
-    return Arch(module, name, code.sha256 if code else "")
+    written = json.dumps(arguments, sort_keys=True, default=repr)
+    return Arch(module, name, hashlib.sha256(f"{code.sha256 if code else ''} {written}".encode()).hexdigest())

@@ -132,10 +132,10 @@ class Model:
     @property
     def origin(self) -> Origin:
         """Where the network came from; for a live module its class and the hash of its weights."""
-        if self._origin is None:
-            kind = type(self.module)
-            self._origin = Origin(f"{kind.__module__}.{kind.__qualname__}", weights_sha256(self.module), "live module")
-        return self._origin
+        if self._origin is not None:
+            return self._origin
+        kind = type(self.module)
+        return Origin(f"{kind.__module__}.{kind.__qualname__}", weights_sha256(self.module), "live module")
 
     @property
     def dtype(self) -> torch.dtype:
@@ -415,6 +415,10 @@ def pick_device(name: str) -> torch.device:
         raise UsageError(f"device must be auto, cpu or cuda, got {name!r}, a device that is not supported; use --device cpu")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError("device cuda was asked for, but torch sees no GPU here; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(
+            f"device {name} was asked for, but torch sees {torch.cuda.device_count()} GPUs here, counted from cuda:0"
+        )
     return device
 
 

@@ -337,7 +337,7 @@ def test_parquet_columns_that_are_not_stated_are_not_needed(tmp_path: Path):
     data = Dataset.load(path, target="label", inputs=["body.height", "age"], sensitive=["sex"])
     assert data.columns == ("body.height", "age")
     assert set(data.test.sensitive["sex"]) == {"f", "m", "(missing)"}
-    with pytest.raises(DataError, match="did you mean 'body.height'"):
+    with pytest.raises(DataError, match=r"did you mean 'body.height'"):
         Dataset.load(FRAME.rename(columns={"height": "body.height"}), target="label", inputs=["body.heigth"])
     with pytest.raises(DataError, match=r"'lists.* holds lists"):
         Dataset.load(path, target="label")
@@ -347,11 +347,11 @@ def test_parquet_columns_that_are_not_stated_are_not_needed(tmp_path: Path):
 
 
 def test_a_column_is_named_once(tmp_path: Path):
-    with pytest.raises(UsageError, match="--inputs.*'age' twice"):
+    with pytest.raises(UsageError, match=r"--inputs.*'age' twice"):
         Dataset.load(FRAME, target="label", inputs=["age", "height", "age"])
-    with pytest.raises(UsageError, match="--sensitive.*'sex' twice"):
+    with pytest.raises(UsageError, match=r"--sensitive.*'sex' twice"):
         Dataset.load(FRAME, target="label", inputs=["age"], sensitive=["sex", "sex"])
-    with pytest.raises(UsageError, match="--sensitive.*'sex' twice"):
+    with pytest.raises(UsageError, match=r"--sensitive.*'sex' twice"):
         Dataset.load({"x": X, "y": Y, "sensitive_sex": Y}, sensitive=["sex", "sex"])
 
 
