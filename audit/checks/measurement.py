@@ -16,6 +16,7 @@ from audit.stats import Interval
 
 FEW = 30  # below it an interval is so wide that a reader should be told what that means
 UNSEEN_TOLERANCE = 0.05
+REPEATS = 0.1  # share of copies that narrows an interval by about a twentieth
 ACCUSE = 0.99  # two comparisons may accuse, and each should seldom do so by chance
 MANY_ROWS = 10  # fewer distinct rows of a class may all repeat an even number of times by chance
 
@@ -152,6 +153,33 @@ def judge_overlap(answer: Answer, task: Task) -> None:
                 samples=test.ids[overlap][:10].tolist(),
             )
         )
+
+
+def judge_repeats(answer: Answer, task: Task) -> None:
+    """Ask whether the test samples are draws of their own: copies of a few rows narrow every interval for nothing.
+
+    Rows of few-valued columns repeat by nature. Where one column alone tells half of the distinct rows apart, as a measured
+    number or any picture does, they do not.
+    """
+    test = task.data.test
+    x = test.x.reshape(len(test), -1)
+    distinct = len(set(_row_keys(test)))
+    repeated = 1 - distinct / len(test)
+    telling = max((len(np.unique(column)) for column in x.T), default=0) if repeated > REPEATS else 0
+    by_nature = task.data.kind != "image" and (x.shape[1] < 2 or telling < distinct / 2)
+    answer.evidence.append(
+        Evidence(
+            id="performance.distinct_samples",
+            ok=repeated <= REPEATS or by_nature,
+            value=1 - repeated,
+            detail=f"{distinct} of {len(test)} test samples are distinct"
+            + (
+                ""
+                if repeated <= REPEATS or by_nature
+                else ": copies count as draws of their own, so every interval is too narrow"
+            ),
+        )
+    )
 
 
 Key = tuple[float, int]

@@ -30,6 +30,7 @@ from audit.checks.measurement import (
     judge_gap,
     judge_outputs,
     judge_overlap,
+    judge_repeats,
     make_metric,
     report_few,
     report_non_finite,
@@ -152,6 +153,7 @@ class Performance(Check):
         judge_outputs(answer, outputs)
         answer.evidence += repeatability_evidence(self.id, task, found)
         judge_overlap(answer, task)
+        judge_repeats(answer, task)
         conclude = conclude_regression if name == "values" else _classification
         text = conclude(answer, task, found, outputs)
         answer.not_tested += [

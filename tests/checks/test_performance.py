@@ -488,3 +488,20 @@ def test_one_error_in_fifty_samples_has_no_interval_and_says_why():
 def test_a_perfect_regression_is_not_called_ruled_by_few():
     y = np.arange(200.0)
     assert evidence(audit(y[:, None], y, task="regression"))["not_ruled_by_few"]
+
+
+def test_copies_of_a_few_rows_are_not_so_many_samples():
+    x, y = np.random.default_rng(0).random((12, 3)).astype(np.float32), np.arange(12) % 2
+    copied = audit(np.tile(x, (50, 1)), np.tile(y, 50), nn.Linear(3, 2))
+    assert copied.status == "incomplete"
+    assert "12 of 600 test samples are distinct" in copied.reason
+    generator = np.random.default_rng(1)
+    own = audit(generator.random((600, 3)).astype(np.float32), generator.integers(0, 2, 600), nn.Linear(3, 2))
+    assert evidence(own)["distinct_samples"]
+
+
+def test_rows_of_few_values_repeat_by_nature():
+    generator = np.random.default_rng(0)
+    x = generator.integers(0, 3, (600, 4)).astype(np.float32)
+    result = audit(x, generator.integers(0, 2, 600), nn.Linear(4, 2))
+    assert evidence(result)["distinct_samples"]
