@@ -81,8 +81,11 @@ def run(
         str | None, typer.Option(help="quick, standard, thorough or exhaustive.", rich_help_panel=CHECKS)
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Test samples to draw, by class.", rich_help_panel=CHECKS)] = None,
-    norm: Annotated[str | None, typer.Option(help="linf, l2, or both.", rich_help_panel=CHECKS)] = None,
-    eps: Annotated[str | None, typer.Option(help="Radius of each norm: 0.3 or 8/255.", rich_help_panel=CHECKS)] = None,
+    norm: Annotated[str | None, typer.Option(help="linf, l2, or linf,l2.", rich_help_panel=CHECKS)] = None,
+    eps: Annotated[
+        str | None,
+        typer.Option(help="Radius of each norm in input units, before --mean and --std: 0.3, 8/255.", rich_help_panel=CHECKS),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=RUN)] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.", rich_help_panel=RUN)] = None,
     batch_size: Annotated[
@@ -91,7 +94,9 @@ def run(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="section.key=value, for any option of a check.", rich_help_panel=CHECKS)
     ] = None,
-    gate: Annotated[bool, typer.Option("--gate", help="Exit with 4 where no limits were set.", rich_help_panel=RUN)] = False,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Never end with 0 unless limits were set and cleared.", rich_help_panel=RUN)
+    ] = False,
     no_samples: Annotated[
         bool, typer.Option("--no-samples", help="Keep inputs out of everything written.", rich_help_panel=RUN)
     ] = False,
@@ -258,8 +263,13 @@ def _warn_of_edits(result: Any) -> None:
 
 def _say_result(result: Any, out: Path) -> None:
     from audit.plain import plain
+    from audit.policy import describe
 
     lines = [f"{result.verdict}: {plain(result.sentence)}"]
+    for judgement in result.policy:
+        if judgement.outcome != "pass":
+            plan = f"; plan for {judgement.plan_for:,} samples" if judgement.plan_for else ""
+            lines.append(f"  {judgement.outcome}: {plain(describe(judgement))}{plan}")
     for check in result.checks:
         lines.append(f"  {check.id} ({check.status}): {plain(check.answer)}")
         if check.status == "incomplete" and check.reason:

@@ -94,8 +94,8 @@ def _version(package: str) -> str:
         return "unknown"
 
 
-def spec_of(config: Config, model: Model, command: str) -> Spec:
-    """Return what was asked, and with which software."""
+def spec_of(config: Config, model: Model, command: str, ran: Iterable[str]) -> Spec:
+    """Return what was asked, and with which software; `ran` are the ids of the checks that were in the plan."""
     return Spec(
         audit_version=_version("audit"),
         config={name: _finite_json(section) for name, section in config.model_dump().items()},
@@ -108,6 +108,7 @@ def spec_of(config: Config, model: Model, command: str) -> Spec:
         platform=f"{platform.system()} {platform.machine()}",
         git=_git(),
         command=command,
+        not_run=[check_id for check_id in base.registry() if check_id not in set(ran)],
     )
 
 

@@ -219,7 +219,7 @@ class Judgement(Record):
 
 
 class Spec(Record):
-    """What was asked, and with which software."""
+    """What was asked, and with which software; `not_run` names the checks that were left out."""
 
     audit_version: str
     config: dict[str, JsonValue] = Field(default_factory=dict)
@@ -232,6 +232,7 @@ class Spec(Record):
     platform: str = ""
     git: dict[str, JsonValue] = Field(default_factory=dict)
     command: str = ""
+    not_run: list[str] = Field(default_factory=list)
 
 
 class ModelInfo(Record):

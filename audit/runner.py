@@ -99,7 +99,7 @@ def execute(
         exit_code=verdict.exit_code,
         started_at=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - clock, 3),
-        spec=spec_of(config, model, command),
+        spec=spec_of(config, model, command, [item.check.id for item in plan.planned]),
         model=model_info(model, data),
         data=data_info(data),
         checks=results,

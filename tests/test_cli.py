@@ -304,3 +304,10 @@ def test_a_verdict_that_was_edited_is_said_to_be(call, digits_net, tmp_path):
     code, _, err = call("render", tmp_path / "out", "--format", "markdown")
     assert code == 0
     assert "the file says 'pass', but what it holds is judged 'unjudged'" in err
+
+
+def test_a_check_that_was_left_out_is_said_to_be(call, digits_net, tmp_path):
+    call(*arguments(digits_net, tmp_path / "out", "--checks", "performance"))
+    assert Result.load(tmp_path / "out").spec.not_run == ["robustness", "fairness"]
+    for file in ("report.html", "summary.md"):
+        assert "robustness was not run: left out by" in (tmp_path / "out" / file).read_text(encoding="utf-8")

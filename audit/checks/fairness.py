@@ -222,8 +222,8 @@ def _judge(answer: Answer, assessed: Assessment, known: NDArray[np.bool_]) -> No
 
 def _report_gaps(
     answer: Answer, task: Task, assessed: Assessment, predicted: NDArray[np.int64], names: Mapping[int, str]
-) -> int:
-    """Report each gap that is surely larger than the limit; return how many.
+) -> list[str]:
+    """Report each gap that is surely larger than the limit; return which.
 
     Bonferroni over all rates of all attributes: an accusation must hold after looking at every one of them. A gap between
     groups of two attributes is left out where one of the two shows it alone.
@@ -238,7 +238,7 @@ def _report_gaps(
             continue
         reported.add((rate.attribute.name, rate.name, rate.positive))
         answer.findings.append(_gap_finding(task, rate, proven, predicted, names))
-    return len(reported)
+    return [f"{name} by {attribute}" for attribute, name, _ in sorted(reported, key=str)]
 
 
 def _gap_finding(
@@ -253,7 +253,8 @@ def _gap_finding(
         f"{groups[low]} {k[low] / n[low]:.1%}",
         detail=f"The {rate.name}{about} is {k[high] / n[high]:.1%} for {groups[high]} ({k[high]} of {n[high]}) and "
         f"{k[low] / n[low]:.1%} for {groups[low]} ({k[low]} of {n[low]}). The difference is surely more than {surely:.1%}, "
-        f"after allowing for {len(groups)} groups and all rates that were compared; {task.options.gap:.0%} is the limit.",
+        f"after allowing for {len(groups)} groups and all rates that were compared (less than a metric's own interval says); "
+        f"a difference is reported from {task.options.gap:.0%} on.",
         samples=_wronged(task, rate, high, low, predicted),
     )
 
@@ -386,18 +387,20 @@ def _table(attribute: Attribute, rates: Sequence[Rate], assessed: Assessment, na
     )
 
 
-def _answer_text(task: Task, assessed: Assessment, reported: int) -> str:
+def _answer_text(task: Task, assessed: Assessment, reported: list[str]) -> str:
     attributes = [a for a in assessed.attributes if not a.is_intersection]
     parity = [assessed.metric(f"fairness.{a.slug}.demographic_parity_difference") for a in attributes]
     known = [(a, m) for a, m in zip(attributes, parity, strict=True) if m.value is not None]
     if not known:
         return f"There is nothing to compare: all people are in one group of {_listed([a.name for a in attributes])}."
     attribute, worst = max(known, key=lambda pair: pair[1].value or 0.0)
-    found = f"{reported} difference{'s are' if reported != 1 else ' is'}" if reported else "no difference is"
+    asked = f"Of all rates and groupings that were compared ({len(assessed.attributes)} of these)"
+    more = f"{asked}, no difference is surely larger than {task.options.gap:.0%}."
+    if reported:
+        more = f"{asked}, surely larger than {task.options.gap:.0%}: {_listed(reported)}."
     return (
         f"Selection rates of groups by {attribute.name} differ by up to {worst.value:.1%} ({task.confidence:.0%} interval "
-        f"{worst.low:.1%} to {worst.high:.1%}). Over {len(assessed.attributes)} ways to group people, {found} surely larger "
-        f"than {task.options.gap:.0%}."
+        f"{worst.low:.1%} to {worst.high:.1%}). {more}"
     )
 
 

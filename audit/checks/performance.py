@@ -221,6 +221,7 @@ def _classification(answer: Answer, task: Task, found: Found, logits: NDArray[An
     answer.outcomes["performance.correct"] = seen.correct
     _judge_labels(answer, seen)
     report_non_finite(answer, task.data.test, finite_rows(logits), "They count as wrong.")
+    _below_guessing(answer, task, seen)
     _constant(answer, task, seen)
     _weak_classes(answer, task, seen)
     _imbalance(answer, task, seen)
@@ -243,7 +244,8 @@ def _answer_text(task: Task, n: int, accuracy: Interval, calibration: Interval, 
             f"({calibration.low:.3f} to {calibration.high:.3f})"
         )
         text += (
-            f", and it is {gap.value:+.1%} more often right on the reference part ({gap.low:+.1%} to {gap.high:+.1%})."
+            f", and on the reference part it is right {100 * (gap.value or 0):+.1f} percentage points more often "
+            f"({100 * (gap.low or 0):+.1f} to {100 * (gap.high or 0):+.1f})."
             if gap is not None and gap.value is not None
             else "."
         )
@@ -324,6 +326,27 @@ def _judge_labels(answer: Answer, seen: _Classified) -> None:
     absent = [name for name, m in zip(seen.names, seen.support(), strict=True) if m == 0]
     if absent:
         answer.not_tested.append(f"classes without a test sample ({len(absent)}): {_listed(absent)}")
+
+
+def _below_guessing(answer: Answer, task: Task, seen: _Classified) -> None:
+    """Say so where the network is surely worse than a guess: its answers and the labels hardly mean the same classes."""
+    n, k = len(seen.labels), int(seen.correct.sum())
+    accuracy, guess = stats.clopper_pearson(k, n, task.confidence), 1 / (task.model.classes or 2)
+    if accuracy.high is None or accuracy.high >= guess:
+        return
+    shifted = {step: float((seen.predicted == seen.labels + step).mean()) for step in (-1, 1)}
+    step, share = max(shifted.items(), key=lambda item: item[1])
+    hint = (
+        f" With every label {'one more' if step > 0 else 'one less'} it would be right on {share:.1%}." if share > guess else ""
+    )
+    answer.findings.append(
+        Finding(
+            severity="high",
+            title=f"Accuracy is far below guessing ({k / n:.1%} of {n})",
+            detail=f"A guess is right on {guess:.1%}, so labels and outputs hardly mean the same classes: look at "
+            f"the numbering of the labels (from 0?), their order (--classes) and the target column.{hint}",
+        )
+    )
 
 
 def _constant(answer: Answer, task: Task, seen: _Classified) -> None:

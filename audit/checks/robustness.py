@@ -372,7 +372,7 @@ class NormTask:
             return []
         return [
             f"no tolerance was stated, and the residuals' standard deviation ({moved:.4g}) is larger than that of the labels: "
-            "a network that wrong is robust to anything; state robustness.tolerance"
+            "a network that wrong is robust to anything; state --set robustness.tolerance=… in units of the target"
         ]
 
     def examples(self, found: Found) -> Arrays:

@@ -146,7 +146,8 @@ def worst_findings(result: Result, limit: int | None = None) -> list[Flaw]:
 def gaps(result: Result) -> list[Gap]:
     """Return all that was not tested: checks that did not run first, then what each check leaves open, in turn."""
     names = anchors(result)
-    found = [
+    found = [Gap("", "", f"{check_id} was not run: left out by --checks or --skip") for check_id in result.spec.not_run]
+    found += [
         Gap(check.id, names[i], f"{_NOT_RUN[check.status]}: {check.reason or 'no reason was recorded'}")
         for i, check in enumerate(result.checks)
         if check.status in _NOT_RUN

@@ -248,7 +248,7 @@ def test_a_tolerance_that_grows_with_the_errors_asks_nothing():
     assert "no tolerance was stated" not in (good["robustness"].reason or "")
     bad = robustness(nn.Sequential(net, Times(-9.0)), audit.Dataset(x, y), bounds=(0, 1))
     assert bad.verdict == "incomplete"
-    assert "state robustness.tolerance" in (bad["robustness"].reason or "")
+    assert "--set robustness.tolerance" in (bad["robustness"].reason or "")
 
 
 class Times(nn.Module):

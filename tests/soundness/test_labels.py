@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+import audit
 from audit.checks.base import Task
 from audit.checks.fairness import Fairness
 from audit.checks.performance import Performance
@@ -139,3 +140,19 @@ def test_nine_people_who_fared_badly_by_chance_accuse_nobody_and_prove_nothing()
         metric = result.metric("fairness.group.demographic_parity_difference")
         assert metric.high > 0.3  # nothing this uncertain clears a limit
     assert largest > 0.3
+
+
+@pytest.mark.parametrize("shift", [1, -1])
+def test_labels_that_are_off_by_one_are_said_to_be(shift):
+    """A numbering that starts at 1, where the network's starts at 0, makes nearly every answer wrong."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(1, 5, 400)
+    x = (np.eye(6)[y] + 0.2 * rng.normal(size=(400, 6))).astype(np.float32)
+    net = torch.nn.Identity()
+    for labels, found in ((y + shift, True), (y, False)):
+        result = audit.run(net, audit.Dataset(x, labels), checks=["performance"], output="logits")
+        titles = {f.title: f.detail for f in result["performance"].findings}
+        accused = [detail for title, detail in titles.items() if "far below guessing" in title]
+        assert bool(accused) == found
+        if found:
+            assert f"one {'less' if shift > 0 else 'more'}" in accused[0]
