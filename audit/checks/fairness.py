@@ -394,7 +394,8 @@ def _answer_text(task: Task, assessed: Assessment, reported: list[str]) -> str:
     if not known:
         return f"There is nothing to compare: all people are in one group of {_listed([a.name for a in attributes])}."
     attribute, worst = max(known, key=lambda pair: pair[1].value or 0.0)
-    asked = f"Of all rates and groupings that were compared ({len(assessed.attributes)} of these)"
+    count = len(assessed.attributes)
+    asked = f"Of all rates over {count} grouping{'s' if count > 1 else ''} of people"
     more = f"{asked}, no difference is surely larger than {task.options.gap:.0%}."
     if reported:
         more = f"{asked}, surely larger than {task.options.gap:.0%}: {_listed(reported)}."
