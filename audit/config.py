@@ -120,10 +120,6 @@ class Config(Section):
     policy: PolicySection = PolicySection()
     checks: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
-    def stated(self) -> frozenset[str]:
-        """Dotted names of the check options that were stated rather than left at their defaults."""
-        return frozenset(f"{section}.{key}" for section, values in self.checks.items() for key in values)
-
 
 def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Read audit.toml into a plain dict.

@@ -58,7 +58,6 @@ def make_plan(model: Model, data: Dataset, config: Config, *, debug: bool = Fals
             seed=config.run.seed,
             confidence=config.policy.confidence,
             profile=config.run.profile,
-            stated=config.stated(),
             keep_samples=config.run.save_samples,
         )
         planned.append(_plan_one(check, task, debug))

@@ -49,7 +49,6 @@ def test_a_whole_file_is_read(tmp_path: Path):
     assert config.model.mean == [0.1, 0.2]
     assert config.data.bounds == (0, 1)
     assert config.checks == {"robustness": {"eps": "8/255"}}
-    assert config.stated() == {"robustness.eps"}
     assert config.policy.limit[0].min == 0.4
     assert len(config.policy.sha256() or "") == 64
 

@@ -70,8 +70,6 @@ class Task:
         The check's own options, validated.
     profile
         ``quick``, ``standard``, ``thorough`` or ``exhaustive``.
-    stated
-        Dotted names of the options that the user stated: the others are defaults, and the report names them.
     keep_samples
         False where no input may be written anywhere.
     """
@@ -82,7 +80,6 @@ class Task:
     seed: int = 0
     confidence: float = 0.95
     profile: str = "standard"
-    stated: frozenset[str] = frozenset()
     keep_samples: bool = True
 
     def part(self, name: str) -> Part:
