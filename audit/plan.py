@@ -148,7 +148,7 @@ def _in_order(stages: Mapping[str, Stage]) -> list[Stage]:
     placed: set[str] = set()
     waiting = dict(stages)
     while waiting:
-        ready = [s for s in waiting.values() if all(a in placed or a not in stages for a in s.after)]
+        ready = [s for s in waiting.values() if not any(s.waits_for(other) for other in stages if other not in placed)]
         if not ready:
             raise UsageError(f"these stages wait for each other: {', '.join(waiting)}")
         for stage in ready:
@@ -159,10 +159,9 @@ def _in_order(stages: Mapping[str, Stage]) -> list[Stage]:
 
 
 def part_size(data: Dataset, part: str) -> int:
-    """Return the number of samples of the ``test`` or the ``reference`` part; 0 where there is none."""
-    if part == "test":
-        return len(data.test)
-    return 0 if data.reference is None else len(data.reference)
+    """Return the number of samples of a part; 0 where there is none."""
+    samples = data.part(part)
+    return 0 if samples is None else len(samples)
 
 
 def describe_error(error: BaseException) -> str:

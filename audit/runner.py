@@ -157,7 +157,7 @@ class _Run:
 
     def _try_stage(self, stage: Stage) -> None:
         self.cost[stage.id] = Passes()
-        blocking = next((a for a in stage.after if a in self.failed), None)
+        blocking = next((other for other in self.failed if stage.needs(other)), None)
         if blocking is not None:
             self.failed[stage.id] = self.failed[blocking]
             return
@@ -184,6 +184,10 @@ class _Run:
     def _run_stage(self, stage: Stage) -> Merged:
         size = part_size(self.data, stage.part)
         positions = np.arange(size) if stage.select is None else _as_positions(stage.select(self.found), size)
+        if stage.whole:
+            found = self._job(stage, 0, positions)
+            self.progress.advance(stage.id, stage.passes * (size - len(positions)), reused=True)
+            return Merged(positions, found)
         done = [self._job(stage, start, positions[start : start + BLOCK]) for start in range(0, len(positions), BLOCK)]
         # A stage that runs on few of the samples was planned on all of them: what was planned is what counts as done.
         rest = stage.passes * (size - len(positions))
@@ -197,7 +201,7 @@ class _Run:
     def _job(self, stage: Stage, start: int, positions: NDArray[np.int64]) -> Arrays:
         keep = self.config.run.save_samples or not stage.holds_inputs
         stored = self.cache.get(stage.id, start) if keep else None
-        if stored is not None and _is_of(stored, positions):
+        if stored is not None and _is_of(stored, stage, positions):
             self.cost[stage.id] += stored.cost
             self.progress.advance(stage.id, stage.passes * len(positions), reused=True)
             return {name: array for name, array in stored.arrays.items() if name != POSITIONS}
@@ -241,7 +245,7 @@ class _Run:
         )
 
     def _block(self, part_name: str, positions: NDArray[np.int64]) -> Block:
-        part = self.data.test if part_name == "test" else self.data.reference
+        part = self.data.part(part_name)
         if part is None:
             raise ValueError(f"a stage asks for the {part_name} part, but there is none")
         return Block(
@@ -317,15 +321,15 @@ def _checked_arrays(arrays: Any, stage: Stage, n: int) -> Arrays:
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.kind == "O":
             raise TypeError(f"the job of stage {stage.id} should return NumPy arrays of numbers or text; {name!r} is none")
-        if array.ndim == 0 or len(array) != n:
+        if not stage.whole and (array.ndim == 0 or len(array) != n):
             raise ValueError(f"the job of stage {stage.id} should return a row for each of {n} samples; {name!r} does not")
     return dict(arrays)
 
 
-def _is_of(stored: FinishedJob, positions: NDArray[np.int64]) -> bool:
+def _is_of(stored: FinishedJob, stage: Stage, positions: NDArray[np.int64]) -> bool:
     """Tell whether a stored job is of these very samples: those a stage selects can differ by the rounding of a kernel."""
-    return np.array_equal(stored.arrays.get(POSITIONS, np.zeros(0)), positions) and all(
-        len(array) == len(positions) for array in stored.arrays.values()
+    return np.array_equal(stored.arrays.get(POSITIONS, np.zeros(0)), positions) and (
+        stage.whole or all(len(array) == len(positions) for array in stored.arrays.values())
     )
 
 

@@ -13,7 +13,7 @@ def run_stage(task: Task, stage: Stage, found: dict[str, Merged]) -> Merged:
     part = task.part(stage.part)
     positions = np.arange(len(part)) if stage.select is None else np.sort(stage.select(found))
     x = task.model.to_input(part.x[positions])
-    block = Block(positions, torch.from_numpy(part.ids[positions]), x, torch.from_numpy(part.y[positions]))
+    block = Block(positions, torch.from_numpy(part.ids[positions]), x, torch.from_numpy(part.y[positions]), found)
     return Merged(positions, stage.job(block))
 
 

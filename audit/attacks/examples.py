@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from audit import figures
 from audit.result import Figure
 
 PANELS = ["clean", "adversarial", "difference × 10"]
@@ -27,13 +27,11 @@ class Example:
 
 def gallery(figure_id: str, title: str, examples: Sequence[Example], low: float, high: float) -> Figure:
     """Show images of 1 or 3 channels: clean, adversarial, and the difference times ten around middle grey."""
-    items: list[Any] = []
+    items = []
     for example in examples:
-        clean = (example.clean.astype(np.float64) - low) / (high - low)
-        changed = (example.changed.astype(np.float64) - low) / (high - low)
-        images = [_pixels(clean), _pixels(changed), _pixels(0.5 + 5 * (changed - clean))]
-        items.append({"id": example.id, "caption": example.caption, "images": images})
-    return Figure(id=figure_id, kind="gallery", title=title, data={"panels": list(PANELS), "items": items})
+        clean, changed = figures.unit(example.clean, low, high), figures.unit(example.changed, low, high)
+        items.append(figures.Item(example.id, (clean, changed, figures.difference(clean, changed)), example.caption))
+    return figures.gallery(figure_id, title, PANELS, items)
 
 
 def feature_changes(
@@ -51,8 +49,3 @@ def feature_changes(
     ]
     data: dict[str, Any] = {"columns": list(columns), "items": items, "scale": [float(s) for s in scale]}
     return Figure(id=figure_id, kind="feature_change", title=title, data=data)
-
-
-def _pixels(image: NDArray[np.float64]) -> dict[str, Any]:
-    pixels = (np.clip(image, 0, 1) * 255).round().astype(np.uint8)
-    return {"shape": list(pixels.shape), "pixels": base64.b64encode(pixels.tobytes()).decode("ascii")}

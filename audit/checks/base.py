@@ -14,6 +14,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
@@ -83,8 +84,8 @@ class Task:
     keep_samples: bool = True
 
     def part(self, name: str) -> Part:
-        """Return the ``test`` or the ``reference`` part."""
-        part = self.data.test if name == "test" else self.data.reference
+        """Return the ``test``, the ``reference`` or the ``anomalies`` part."""
+        part = self.data.part(name)
         if part is None:
             raise ValueError(f"stage over the {name} part, but there is none")
         return part
@@ -111,7 +112,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Merged:
-    """What a stage found: one row a sample that it ran on, in the order of sample ids."""
+    """What a stage found: one row a sample that it ran on, in the order of sample ids; a whole stage's arrays as they are."""
 
     positions: NDArray[np.int64]
     arrays: Arrays
@@ -145,7 +146,11 @@ class Stage:
     select
         Positions to run on, from what the stages in `after` found; all samples where None.
     after
-        Ids of the stages that must be complete first. Those not in the plan are left out.
+        Ids of the stages that must be complete first. Those not in the plan are left out. A pattern such as
+        ``robustness.*`` waits for every stage that it fits, of whatever check, and goes on where one of them failed.
+    whole
+        Whether `job` is called once, on all samples that it runs on, and returns arrays of any shape: to fit a detector,
+        say. Else it is called block by block.
     passes
         Expected forwards plus backwards a sample, for the plan and the time left.
     holds_inputs
@@ -160,6 +165,15 @@ class Stage:
     after: tuple[str, ...] = ()
     passes: float = 1.0
     holds_inputs: bool = False
+    whole: bool = False
+
+    def waits_for(self, other: str) -> bool:
+        """Tell whether the stage with id `other` must be complete, or have failed, before this one starts."""
+        return other != self.id and any(fnmatchcase(other, pattern) for pattern in self.after)
+
+    def needs(self, other: str) -> bool:
+        """Tell whether this stage cannot run where the one with id `other` failed."""
+        return other in self.after
 
 
 class Check(ABC):

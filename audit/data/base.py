@@ -84,6 +84,8 @@ class Dataset:
         Attribute name to values of shape (n,), compared as text.
     reference
         The training part: a Dataset, or a pair (x, y).
+    anomalies
+        Inputs that are known to be none of what the network is for, of shape (m, …): the anomaly check alone sees them.
     classes
         Names of the classes in the order of the network's outputs.
     bounds
@@ -92,6 +94,7 @@ class Dataset:
 
     test: Part
     reference: Part | None = None
+    anomalies: Part | None = None
     columns: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
@@ -109,6 +112,7 @@ class Dataset:
         columns: Sequence[str] | None = None,
         sensitive: Mapping[str, ArrayLike] | None = None,
         reference: Dataset | tuple[ArrayLike, ArrayLike] | None = None,
+        anomalies: Dataset | ArrayLike | Tensor | None = None,
         classes: Sequence[str] | None = None,
         bounds: tuple[ArrayLike, ArrayLike] | None = None,
         source: str = "arrays",
@@ -132,6 +136,7 @@ class Dataset:
         values = {
             "test": test,
             "reference": reference_part,
+            "anomalies": None if anomalies is None else _anomalies(anomalies, test, source),
             "columns": tuple(str(c) for c in columns or ()),
             "classes": tuple(str(c) for c in classes or ()),
             "bounds": None if bounds is None else _check_bounds(bounds, test.x),
@@ -153,6 +158,11 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.test)
+
+    def part(self, name: str) -> Part | None:
+        """Return the ``test``, the ``reference`` or the ``anomalies`` part; None where there is none."""
+        part: Part | None = {"test": self.test, "reference": self.reference, "anomalies": self.anomalies}[name]
+        return part
 
     def sample(self, n: int, seed: int) -> Dataset:
         """Draw `n` test samples, each class in its share (largest remainder), by `seed`; ids stay."""
@@ -200,9 +210,9 @@ class Dataset:
 
     def tensor(self, positions: NDArray[np.int64], part: str = "test") -> Tensor:
         """Return the inputs at these positions as a CPU tensor in their stored type."""
-        samples = self.test if part == "test" else self.reference
+        samples = self.part(part)
         if samples is None:
-            raise DataError("there is no reference part: give --reference")
+            raise DataError(f"there is no {part} part: give --{part}")
         return torch.from_numpy(np.ascontiguousarray(samples.x[positions]))
 
     def _with(self, **changes: Any) -> Dataset:
@@ -249,6 +259,16 @@ def make_part(x: ArrayLike | Tensor, y: ArrayLike | Tensor, sensitive: Mapping[s
         np.arange(len(inputs), dtype=np.int64),
         groups,
     )
+
+
+def _anomalies(anomalies: Dataset | ArrayLike | Tensor, test: Part, source: str) -> Part:
+    part = anomalies.test if isinstance(anomalies, Dataset) else None
+    if part is None:
+        x = as_array(anomalies)  # type: ignore[arg-type]
+        part = make_part(x, np.zeros(len(x), dtype=np.int64), {}, f"{source} (anomalies)")
+    if part.x.shape[1:] != test.x.shape[1:]:
+        raise DataError(f"anomalies should have samples of shape {test.x.shape[1:]} like the data, got {part.x.shape[1:]}")
+    return part
 
 
 def as_groups(values: Iterable[Any], name: str, source: str) -> NDArray[np.str_]:

@@ -26,6 +26,7 @@ def load(
     source: str | os.PathLike[str] | Any,
     *,
     reference: str | os.PathLike[str] | Any | None = None,
+    anomalies: str | os.PathLike[str] | Any | None = None,
     target: str | None = None,
     inputs: Sequence[str] = (),
     sensitive: Sequence[str] = (),
@@ -42,6 +43,9 @@ def load(
         ``sklearn:NAME``, a pandas DataFrame, a DataLoader or torch Dataset of (x, y) pairs, or a Dataset.
     reference
         The training part, from a source of any kind.
+    anomalies
+        Inputs that are none of what the network is for, from a source of any kind; labels in it are ignored and may be
+        missing. Rows of `source` whose array or column ``anomaly`` is 1 count as such, too.
     target
         Column that holds the label.
     inputs
