@@ -8,7 +8,7 @@ WORKERS ?= 2
 .PHONY: help setup demo quick test lint docs benchmark clean
 
 help:
-	@echo "make demo       train two small networks, audit them, say where the reports lie"
+	@echo "make demo       train two small networks, audit and harden them, say where the reports lie"
 	@echo "make quick      the inner loop: linters, types, import rules, fast tests (under 3 minutes)"
 	@echo "make test       everything that CI runs"
 	@echo "make benchmark  our attacks beside those of other libraries"
@@ -38,11 +38,13 @@ test: lint
 
 docs: $(READY)
 	$(BIN)/audit list metrics --markdown > docs/metrics.md
+	$(BIN)/audit list attacks --markdown > docs/art.md
 
 benchmark: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[benchmark]"
 	$(BIN)/pip install --quiet --no-deps torchattacks==3.5.1
 	$(BIN)/python benchmarks/pgd.py
+	$(BIN)/python benchmarks/anomaly.py
 
 clean:
 	rm -rf $(VENV) build dist audit-demo audit-out

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from audit.model.wrapper import Model
     from audit.policy import require
     from audit.result import Evidence, Finding, Metric, Result
-    from audit.workflows import replay, run
+    from audit.workflows import harden, replay, run
 
 __version__ = "0.1.0"
 
@@ -54,6 +54,7 @@ _WHERE = {
     "Result": "audit.result",
     "UsageError": "audit.errors",
     "check": "audit.checks.base",
+    "harden": "audit.workflows",
     "replay": "audit.workflows",
     "require": "audit.policy",
     "run": "audit.workflows",
@@ -77,6 +78,7 @@ __all__ = [
     "Result",
     "UsageError",
     "check",
+    "harden",
     "replay",
     "require",
     "run",

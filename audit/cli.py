@@ -25,6 +25,43 @@ app = typer.Typer(
 
 INTERRUPTED = 130
 MODEL, DATA, RUN, CHECKS = "The model", "The data", "The run", "What is asked"
+TRAINING = "The training"
+
+# What several commands ask for, said once.
+ModelFile = Annotated[str, typer.Argument(help="Model file: weights as .safetensors or .pt (with --arch).")]
+Arch = Annotated[str | None, typer.Option(help="FILE.py:FACTORY that builds the network.", rich_help_panel=MODEL)]
+ArchArgs = Annotated[str | None, typer.Option(help="Its arguments as JSON.", rich_help_panel=MODEL)]
+TrustModel = Annotated[bool, typer.Option("--trust-model", help="Let the file run its own code.", rich_help_panel=MODEL)]
+ExpectSha256 = Annotated[str | None, typer.Option(help="Hash that the file must have.", rich_help_panel=MODEL)]
+TaskName = Annotated[str | None, typer.Option(help="classification or regression.", rich_help_panel=MODEL)]
+OutputKind = Annotated[
+    str | None,
+    typer.Option(help="logits, probabilities, binary_logit, binary_probability or regression.", rich_help_panel=MODEL),
+]
+Mean = Annotated[str | None, typer.Option(help="Subtracted inside the model: one, or one a channel.", rich_help_panel=MODEL)]
+Std = Annotated[str | None, typer.Option(help="Divided by inside the model.", rich_help_panel=MODEL)]
+Data = Annotated[
+    str | None, typer.Option(help=".npz, .csv, .csv.gz, .parquet, folder of images, or sklearn:NAME.", rich_help_panel=DATA)
+]
+Reference = Annotated[str | None, typer.Option(help="The training part.", rich_help_panel=DATA)]
+Target = Annotated[str | None, typer.Option(help="Column that holds the label.", rich_help_panel=DATA)]
+Inputs = Annotated[str | None, typer.Option(help="Input columns, COL,COL.", rich_help_panel=DATA)]
+Sensitive = Annotated[str | None, typer.Option(help="Columns to test for fairness, COL,COL.", rich_help_panel=DATA)]
+Classes = Annotated[str | None, typer.Option(help="File with one class a line, in output order.", rich_help_panel=DATA)]
+Preprocess = Annotated[str | None, typer.Option(help="FILE.py:FUNC applied to the raw rows.", rich_help_panel=DATA)]
+Bounds = Annotated[str | None, typer.Option(help="LOW,HIGH of the input values.", rich_help_panel=DATA)]
+ConfigFile = Annotated[Path | None, typer.Option(help="audit.toml; the command line wins over it.", rich_help_panel=RUN)]
+Profile = Annotated[str | None, typer.Option(help="quick, standard, thorough or exhaustive.", rich_help_panel=CHECKS)]
+Samples = Annotated[int | None, typer.Option(help="Test samples to draw, by class.", rich_help_panel=CHECKS)]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="section.key=value, for any option of a section.", rich_help_panel=CHECKS)
+]
+Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=RUN)]
+Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn.", rich_help_panel=RUN)]
+NoSamples = Annotated[bool, typer.Option("--no-samples", help="Keep inputs out of everything written.", rich_help_panel=RUN)]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Do finished work again.", rich_help_panel=RUN)]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=RUN)]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.", rich_help_panel=RUN)]
 
 
 def _version(value: bool) -> None:
@@ -44,65 +81,52 @@ def _root(
 
 @app.command()
 def run(
-    model: Annotated[str, typer.Argument(help="Model file: weights as .safetensors or .pt (with --arch).")],
-    data: Annotated[
-        str | None, typer.Option(help=".npz, .csv, .csv.gz, .parquet or sklearn:NAME.", rich_help_panel=DATA)
-    ] = None,
-    config: Annotated[Path | None, typer.Option(help="audit.toml; the command line wins over it.", rich_help_panel=RUN)] = None,
+    model: ModelFile,
+    data: Data = None,
+    config: ConfigFile = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results; unstated: audit-out.", rich_help_panel=RUN)] = None,
-    arch: Annotated[str | None, typer.Option(help="FILE.py:FACTORY that builds the network.", rich_help_panel=MODEL)] = None,
-    arch_args: Annotated[str | None, typer.Option(help="Its arguments as JSON.", rich_help_panel=MODEL)] = None,
-    trust_model: Annotated[
-        bool, typer.Option("--trust-model", help="Let the file run its own code.", rich_help_panel=MODEL)
-    ] = False,
-    expect_sha256: Annotated[str | None, typer.Option(help="Hash that the file must have.", rich_help_panel=MODEL)] = None,
-    task: Annotated[str | None, typer.Option(help="classification or regression.", rich_help_panel=MODEL)] = None,
-    output: Annotated[
+    arch: Arch = None,
+    arch_args: ArchArgs = None,
+    trust_model: TrustModel = False,
+    expect_sha256: ExpectSha256 = None,
+    task: TaskName = None,
+    output: OutputKind = None,
+    mean: Mean = None,
+    std: Std = None,
+    reference: Reference = None,
+    anomalies: Annotated[
         str | None,
-        typer.Option(help="logits, probabilities, binary_logit, binary_probability or regression.", rich_help_panel=MODEL),
+        typer.Option(help="Inputs that the network is not for; or column:NAME, 1 in such rows.", rich_help_panel=DATA),
     ] = None,
-    mean: Annotated[
-        str | None, typer.Option(help="Subtracted inside the model: one, or one a channel.", rich_help_panel=MODEL)
-    ] = None,
-    std: Annotated[str | None, typer.Option(help="Divided by inside the model.", rich_help_panel=MODEL)] = None,
-    reference: Annotated[str | None, typer.Option(help="The training part.", rich_help_panel=DATA)] = None,
-    target: Annotated[str | None, typer.Option(help="Column that holds the label.", rich_help_panel=DATA)] = None,
-    inputs: Annotated[str | None, typer.Option(help="Input columns, COL,COL.", rich_help_panel=DATA)] = None,
-    sensitive: Annotated[str | None, typer.Option(help="Columns to test for fairness, COL,COL.", rich_help_panel=DATA)] = None,
-    classes: Annotated[
-        str | None, typer.Option(help="File with one class a line, in output order.", rich_help_panel=DATA)
-    ] = None,
-    preprocess: Annotated[str | None, typer.Option(help="FILE.py:FUNC applied to the raw rows.", rich_help_panel=DATA)] = None,
-    bounds: Annotated[str | None, typer.Option(help="LOW,HIGH of the input values.", rich_help_panel=DATA)] = None,
+    target: Target = None,
+    inputs: Inputs = None,
+    sensitive: Sensitive = None,
+    classes: Classes = None,
+    preprocess: Preprocess = None,
+    bounds: Bounds = None,
     expect_accuracy: Annotated[float | None, typer.Option(help="Stop unless it is met.", rich_help_panel=DATA)] = None,
     checks: Annotated[str | None, typer.Option(help="Checks to run, ID,ID; unstated: all.", rich_help_panel=CHECKS)] = None,
     skip: Annotated[str | None, typer.Option(help="Checks to leave out, ID,ID.", rich_help_panel=CHECKS)] = None,
-    profile: Annotated[
-        str | None, typer.Option(help="quick, standard, thorough or exhaustive.", rich_help_panel=CHECKS)
-    ] = None,
-    samples: Annotated[int | None, typer.Option(help="Test samples to draw, by class.", rich_help_panel=CHECKS)] = None,
+    profile: Profile = None,
+    samples: Samples = None,
     norm: Annotated[str | None, typer.Option(help="linf, l2, or linf,l2.", rich_help_panel=CHECKS)] = None,
     eps: Annotated[
         str | None,
         typer.Option(help="Radius of each norm in input units, before --mean and --std: 0.3, 8/255.", rich_help_panel=CHECKS),
     ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=RUN)] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything drawn.", rich_help_panel=RUN)] = None,
+    device: Device = None,
+    seed: Seed = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples a batch; halved when memory runs out.", rich_help_panel=RUN)
     ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="section.key=value, for any option of a check.", rich_help_panel=CHECKS)
-    ] = None,
+    settings: Settings = None,
     gate: Annotated[
         bool, typer.Option("--gate", help="Never end with 0 unless limits were set and cleared.", rich_help_panel=RUN)
     ] = False,
-    no_samples: Annotated[
-        bool, typer.Option("--no-samples", help="Keep inputs out of everything written.", rich_help_panel=RUN)
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do finished jobs again.", rich_help_panel=RUN)] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=RUN)] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.", rich_help_panel=RUN)] = False,
+    no_samples: NoSamples = False,
+    fresh: Fresh = False,
+    debug: Debug = False,
+    quiet: Quiet = False,
 ) -> None:
     """Audit MODEL on DATA and write a report, a summary and result.json."""
     from audit import workflows
@@ -120,6 +144,7 @@ def run(
             trust_model=trust_model,
             expect_sha256=expect_sha256,
             reference=reference,
+            anomalies=anomalies,
             target=target,
             inputs=_names(inputs),
             sensitive=_names(sensitive),
@@ -156,18 +181,201 @@ def run(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for models, data and reports.")] = Path("audit-demo"),
-    quiet: Annotated[bool, typer.Option("--quiet", help="Print nothing but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
-    """Train two small networks on data that ships with scikit-learn, and audit each."""
+    """Train two small networks on data that ships with scikit-learn, audit and harden each."""
     from audit import workflows
     from audit.progress import Progress
 
     with Progress(quiet=quiet) as progress:
-        results = workflows.demo(out, progress=progress)
+        shown = workflows.demo(out, progress=progress)
     if not quiet:
-        for name, result in zip(("digits", "diabetes"), results, strict=True):
-            _say_result(result, out / name / "audit")
-    raise typer.Exit(max(result.exit_code for result in results))
+        for network in shown:
+            _say_result(network.audit, network.folder / "audit")
+            _say_result(network.hardening, network.folder / "harden", checks=["hardening"])
+    raise typer.Exit(max(network.audit.exit_code for network in shown))
+
+
+@app.command()
+def harden(
+    model: ModelFile,
+    data: Data = None,
+    reference: Reference = None,
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Folder for hardened.pt, the report, and both audits.", rich_help_panel=RUN)] = Path(
+        "audit-harden"
+    ),
+    method: Annotated[str | None, typer.Option(help="trades or pgd; unstated: trades.", rich_help_panel=TRAINING)] = None,
+    norm: Annotated[str | None, typer.Option(help="linf or l2.", rich_help_panel=TRAINING)] = None,
+    eps: Annotated[
+        str | None, typer.Option(help="Radius in input units, before --mean and --std: 0.3, 8/255.", rich_help_panel=TRAINING)
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the reference part.", rich_help_panel=TRAINING)] = None,
+    max_time: Annotated[str | None, typer.Option(help="Stop training after 10m, 90s, 1h.", rich_help_panel=TRAINING)] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step of training.", rich_help_panel=TRAINING)] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.", rich_help_panel=TRAINING)] = None,
+    beta: Annotated[
+        float | None, typer.Option(help="trades: weight of robustness against clean accuracy.", rich_help_panel=TRAINING)
+    ] = None,
+    attack_steps: Annotated[int | None, typer.Option(help="Steps of the inner attack.", rich_help_panel=TRAINING)] = None,
+    step_size: Annotated[float | None, typer.Option(help="A step as a share of the radius.", rich_help_panel=TRAINING)] = None,
+    from_scratch: Annotated[
+        bool, typer.Option("--from-scratch", help="Begin with fresh weights.", rich_help_panel=TRAINING)
+    ] = False,
+    arch: Arch = None,
+    arch_args: ArchArgs = None,
+    trust_model: TrustModel = False,
+    expect_sha256: ExpectSha256 = None,
+    task: TaskName = None,
+    output: OutputKind = None,
+    mean: Mean = None,
+    std: Std = None,
+    target: Target = None,
+    inputs: Inputs = None,
+    classes: Classes = None,
+    preprocess: Preprocess = None,
+    bounds: Bounds = None,
+    profile: Profile = None,
+    samples: Samples = None,
+    device: Device = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    no_samples: NoSamples = False,
+    fresh: Fresh = False,
+    debug: Debug = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train MODEL to withstand small changes; audit it before and after."""
+    from audit import workflows
+    from audit.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        hardened = workflows.harden(
+            model,
+            data,
+            reference=reference,
+            config=config,
+            out=out,
+            method=method,
+            norm=norm,
+            eps=eps,
+            training={
+                "epochs": epochs,
+                "max_time": max_time,
+                "batch_size": batch_size,
+                "lr": lr,
+                "beta": beta,
+                "attack_steps": attack_steps,
+                "step_size": step_size,
+                "from_scratch": from_scratch or None,
+            },
+            arch=arch,
+            arch_args=_json(arch_args),
+            trust_model=trust_model,
+            preprocess=preprocess,
+            sections={
+                "model": {
+                    "task": task,
+                    "output": output,
+                    "mean": _numbers(mean, "--mean"),
+                    "std": _numbers(std, "--std"),
+                    "expect_sha256": expect_sha256,
+                },
+                "data": {"target": target, "inputs": _names(inputs), "classes": classes, "bounds": _bounds(bounds)},
+                "run": {
+                    "profile": profile,
+                    "samples": samples,
+                    "device": device,
+                    "seed": seed,
+                    "save_samples": False if no_samples else None,
+                },
+            },
+            settings=settings or [],
+            fresh=fresh,
+            progress=progress,
+            command=shlex.join(["audit", *sys.argv[1:]]),
+            debug=debug,
+        )
+    if not quiet:
+        _say_result(hardened.result, out)
+        _write(f"  hardened network: {out / 'hardened.pt'} (loads with the same --arch)")
+    raise typer.Exit(hardened.result.exit_code)
+
+
+@app.command()
+def explain(
+    model: ModelFile,
+    index: Annotated[int, typer.Option(help="Row number of the sample.", rich_help_panel=CHECKS)],
+    data: Data = None,
+    config: ConfigFile = None,
+    out: Annotated[Path, typer.Option(help="Page to write.", rich_help_panel=RUN)] = Path("explanation.html"),
+    method: Annotated[
+        str | None, typer.Option(help="Explainers, NAME,NAME: see audit list explainers.", rich_help_panel=CHECKS)
+    ] = None,
+    explain_class: Annotated[
+        str | None, typer.Option("--class", help="Class to explain; unstated: the predicted one.", rich_help_panel=CHECKS)
+    ] = None,
+    arch: Arch = None,
+    arch_args: ArchArgs = None,
+    trust_model: TrustModel = False,
+    expect_sha256: ExpectSha256 = None,
+    task: TaskName = None,
+    output: OutputKind = None,
+    mean: Mean = None,
+    std: Std = None,
+    reference: Reference = None,
+    target: Target = None,
+    inputs: Inputs = None,
+    sensitive: Sensitive = None,
+    classes: Classes = None,
+    preprocess: Preprocess = None,
+    bounds: Bounds = None,
+    profile: Profile = None,
+    device: Device = None,
+    seed: Seed = None,
+    settings: Settings = None,
+    debug: Debug = False,  # noqa: ARG001 - main reads it
+    quiet: Quiet = False,
+) -> None:
+    """Explain the answer of MODEL to one sample, as one HTML page."""
+    from audit import explaining
+    from audit.plain import plain
+
+    explained = explaining.explain_one(
+        model,
+        data,
+        index=index,
+        methods=_names(method),
+        explain_class=explain_class,
+        config=config,
+        arch=arch,
+        arch_args=_json(arch_args),
+        trust_model=trust_model,
+        reference=reference,
+        preprocess=preprocess,
+        sections={
+            "model": {
+                "task": task,
+                "output": output,
+                "mean": _numbers(mean, "--mean"),
+                "std": _numbers(std, "--std"),
+                "expect_sha256": expect_sha256,
+            },
+            "data": {
+                "target": target,
+                "inputs": _names(inputs),
+                "sensitive": _names(sensitive),
+                "classes": classes,
+                "bounds": _bounds(bounds),
+            },
+            "run": {"profile": profile, "device": device, "seed": seed},
+        },
+        settings=settings or [],
+        command=shlex.join(["audit", *sys.argv[1:]]),
+    )
+    explained.save(out)
+    if not quiet:
+        _write(f"{plain(explained.result.checks[0].answer)}\n  explanation: {plain(str(out))}")
 
 
 @app.command()
@@ -196,10 +404,10 @@ def render(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="checks, attacks, metrics or schema.")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="metrics: as docs/metrics.md.")] = False,
+    what: Annotated[str, typer.Argument(help="checks, attacks, detectors, explainers, metrics or schema.")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="metrics and attacks: as in docs/.")] = False,
 ) -> None:
-    """List what there is: checks, attacks, metrics, or the JSON schema of result.json."""
+    """List what there is: checks, attacks, detectors, explainers, metrics, or the JSON schema of result.json."""
     from audit import listing
 
     _write(listing.show(what, markdown=markdown))
@@ -261,7 +469,7 @@ def _warn_of_edits(result: Any) -> None:
         print(f"audit: the file says {result.verdict!r}, but what it holds is judged {again!r}: it was edited", file=sys.stderr)
 
 
-def _say_result(result: Any, out: Path) -> None:
+def _say_result(result: Any, out: Path, checks: list[str] | None = None) -> None:
     from audit.plain import plain
     from audit.policy import describe
 
@@ -271,6 +479,8 @@ def _say_result(result: Any, out: Path) -> None:
             plan = f"; plan for {judgement.plan_for:,} samples" if judgement.plan_for else ""
             lines.append(f"  {judgement.outcome}: {plain(describe(judgement))}{plan}")
     for check in result.checks:
+        if checks is not None and check.id not in checks:
+            continue
         lines.append(f"  {check.id} ({check.status}): {plain(check.answer)}")
         if check.status == "incomplete" and check.reason:
             lines.append(f"    not complete: {plain(check.reason)}")

@@ -50,6 +50,7 @@ class DataSection(Section):
 
     source: str | None = None
     reference: str | None = None
+    anomalies: str | None = None
     target: str | None = None
     inputs: list[str] = Field(default_factory=list)
     sensitive: list[str] = Field(default_factory=list)

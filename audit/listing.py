@@ -10,7 +10,7 @@ from audit.errors import UsageError, closest
 if TYPE_CHECKING:
     from audit.checks.base import MetricDoc
 
-KINDS = ("checks", "attacks", "metrics", "schema")
+KINDS = ("checks", "attacks", "detectors", "explainers", "metrics", "schema")
 
 
 def show(what: str, *, markdown: bool = False) -> str:
@@ -32,9 +32,22 @@ def show(what: str, *, markdown: bool = False) -> str:
 
         return "\n".join(f"{name}\n    {check.question}" for name, check in registry().items())
     if what == "attacks":
+        from audit.attacks import art
         from audit.attacks import registry as attacks
 
-        return "\n".join(f"{name}\n    {(attack.__doc__ or '').strip().splitlines()[0]}" for name, attack in attacks().items())
+        if markdown:
+            return art.page()
+        return "\n".join(
+            f"{name}\n    {(attack.__doc__ or '').strip().splitlines()[0]}" for name, attack in attacks().items()
+        ) + (f"\nof ART, by robustness.art (docs/art.md)\n    {', '.join(art.names())}")
+    if what == "explainers":
+        from audit.explain import registry as explainers
+
+        return "\n".join(f"{name}\n    {(e.__doc__ or '').strip().splitlines()[0]}" for name, e in explainers().items())
+    if what == "detectors":
+        from audit.anomaly import registry as detectors
+
+        return "\n".join(f"{name}\n    {(d.__doc__ or '').strip().splitlines()[0]}" for name, d in detectors().items())
     raise UsageError(f"nothing called {what!r} to list; {closest(what, list(KINDS))}")
 
 
@@ -73,5 +86,6 @@ def _kind(kind: str) -> str:
 
 def _docs() -> list[MetricDoc]:
     from audit.checks.base import registry
+    from audit.tradeoff import METRICS
 
-    return [doc for check in registry().values() for doc in check.metrics]
+    return [*(doc for check in registry().values() for doc in check.metrics), *METRICS]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from audit.checks import base
-from audit.checks.base import Check, Stage, Task
+from audit.checks.base import Check, MetricDoc, Stage, Task
 from audit.config import Config, Limit, validate
 from audit.data.base import Dataset
 from audit.errors import AuditError, UsageError, closest
@@ -113,9 +113,9 @@ def chosen_checks(config: Config) -> list[str]:
     return chosen
 
 
-def check_limits(limits: Sequence[Limit]) -> None:
-    """Raise a UsageError for a limit that no check could ever measure, or that says nothing."""
-    docs = [doc for check in base.registry().values() for doc in check.metrics]
+def check_limits(limits: Sequence[Limit], more: Sequence[MetricDoc] = ()) -> None:
+    """Raise a UsageError for a limit that no check could ever measure, nor any metric in `more`, or that says nothing."""
+    docs = [*(doc for check in base.registry().values() for doc in check.metrics), *more]
     for limit in limits:
         doc = next((doc for doc in docs if _matches(limit.metric, doc.id)), None)
         if doc is None:

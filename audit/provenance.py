@@ -41,7 +41,7 @@ def job_key(model: Model, data: Dataset, config: Config, behaviour: str) -> str:
             "weights": weights_sha256(model.module),  # as they are now: a live network may have been trained on since
             "behaviour": behaviour,
             "reading": [model.task, model.output, _listed(model.mean), _listed(model.std), str(model.device)],
-            "data": [_part_key(data.test), None if data.reference is None else _part_key(data.reference)],
+            "data": [None if part is None else _part_key(part) for part in (data.test, data.reference, data.anomalies)],
             "columns": [data.kind, data.columns, data.classes],
             "bounds": None if data.bounds is None else [side.tolist() for side in data.bounds],
             "config": _finite_json(config.model_dump(exclude={"policy": {"limit"}, "run": {"gate", "out", "checks", "skip"}})),
@@ -171,6 +171,7 @@ def data_info(data: Dataset) -> DataInfo:
         sha256=data.sha256,
         n=len(data.test),
         n_reference=0 if data.reference is None else len(data.reference),
+        n_anomalies=0 if data.anomalies is None else len(data.anomalies),
         columns=list(data.columns),
         sensitive=sorted(data.test.sensitive),
         kind=data.kind,

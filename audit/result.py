@@ -258,6 +258,7 @@ class DataInfo(Record):
     sha256: str
     n: int
     n_reference: int = 0
+    n_anomalies: int = 0
     columns: list[str] = Field(default_factory=list)
     sensitive: list[str] = Field(default_factory=list)
     kind: str = ""

@@ -118,7 +118,8 @@ def _announce(model: Model, data: Dataset, plan: Plan) -> str:
         + (f", {model.classes} classes" if model.task == "classification" else ""),
         f"data: {data.source}, {len(data.test):,} samples, {what}; as {data.test.x.dtype} from {data.test.x.min():g} to "
         f"{data.test.x.max():g}"
-        + (f"; reference: {len(data.reference):,} samples" if data.reference else "; no reference part"),
+        + (f"; reference: {len(data.reference):,} samples" if data.reference else "; no reference part")
+        + (f"; anomalies: {len(data.anomalies):,} inputs" if data.anomalies else ""),
         *(f"note: {note}" for note in (*model.notes, *data.notes)),
         f"checks: {', '.join(checks)}; at most about {plan.passes(data):,.0f} passes of one sample",
         *(f"note: {line}" for line in skipped),

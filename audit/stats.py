@@ -156,6 +156,33 @@ def mean_of_proportions(k: ArrayLike, n: ArrayLike, confidence: float = 0.95) ->
     return _clip(Interval(value, value - half, value + half), 0.0, 1.0)
 
 
+def paired_difference(better: int, worse: int, n: int, confidence: float = 0.95) -> Interval:
+    """Return (better − worse)/n, the difference of two proportions over the same `n` samples, with a conservative interval.
+
+    `better` samples are a success in the first alone, `worse` in the second alone; those that agree say nothing. Limits are
+    those of MOVER over the Clopper–Pearson limits of the two shares. The shares are cells of one multinomial, so their
+    correlation is −sqrt(pq/((1−p)(1−q))); it is taken at the upper limits p and q, where it is strongest. (At the estimates,
+    as Newcombe 1998, method 10, has it, ten samples of which nearly all disagree miss 8.5 %.) Enumerated at 95 % for n = 5 to
+    40: at least 96 % covered. With n = 0 the value is None and the limits are −1 and 1.
+
+    Source: Zou & Donner (2008), Statistics in Medicine 27:1693, equation 4, with the limits of Clopper & Pearson (1934).
+    """
+    if min(better, worse) < 0 or better + worse > n:
+        raise ValueError(f"expected counts that add up to at most {n}, got {better} and {worse}")
+    if n == 0:
+        return Interval(None, -1.0, 1.0)
+    p, q = better / n, worse / n
+    (low_p, low_q), (high_p, high_q) = clopper_pearson_limits([better, worse], [n, n], confidence)
+    apart = (1 - high_p) * (1 - high_q)
+    r = -min(1.0, math.sqrt(high_p * high_q / apart)) if apart > 0 else -1.0
+
+    def reach(a: float, b: float) -> float:
+        return math.sqrt(a * a + b * b - 2 * r * a * b)
+
+    value = p - q
+    return _clip(Interval(value, value - reach(p - low_p, high_q - q), value + reach(high_p - p, q - low_q)), -1.0, 1.0)
+
+
 # --- many groups ------------------------------------------------------------------------------------------------------
 
 
@@ -311,6 +338,32 @@ def r_squared(y: ArrayLike, predicted: ArrayLike, confidence: float = 0.95, seed
     return Interval(value, high, low)
 
 
+def paired_mean(differences: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Return the mean of paired differences with a studentised bootstrap interval.
+
+    The same `seed` gives the same interval. Assumes independent samples and a finite variance. Limits are None with fewer
+    than 10 samples, and where all differences are equal, since a bootstrap then shows no spread.
+
+    Source: Davison & Hinkley (1997), Bootstrap Methods and their Application, section 5.2.1.
+    """
+    d = np.asarray(differences, dtype=np.float64)
+    if d.ndim != 1 or not np.isfinite(d).all():
+        raise ValueError(f"expected one finite difference a sample, got shape {d.shape}")
+    if len(d) == 0:
+        return Interval(None, None, None)
+    centre, error = float(d.mean()), float(d.std()) / math.sqrt(len(d))
+    if len(d) < MIN_BOOTSTRAP or error == 0:
+        return Interval(centre, None, None)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pivots = _pivots(d, _mean, centre, seed)
+    upper = np.quantile(np.where(np.isnan(pivots), np.inf, pivots), 1 - _tail(confidence), method="higher")
+    lower = np.quantile(np.where(np.isnan(pivots), -np.inf, pivots), _tail(confidence), method="lower")
+    low, high = centre - float(upper) * error, centre - float(lower) * error
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return Interval(centre, None, None)
+    return Interval(centre, min(low, centre), max(high, centre))
+
+
 def effective_size(weights: ArrayLike) -> float:
     """Return how many equal values would share a sum as these do, (Σw)² / Σw²; 0 where all are 0.
 
@@ -377,6 +430,10 @@ def _pivots(data: Floats, statistic: Statistic, centre: float, seed: int) -> Flo
     return np.concatenate(pivots)
 
 
+def _mean(values: Floats) -> tuple[Floats, Floats]:
+    return values.mean(axis=1), values.std(axis=1) / math.sqrt(values.shape[1])
+
+
 def _log_mean(errors: Floats) -> tuple[Floats, Floats]:
     mean = errors.mean(axis=1)
     return np.log(mean), errors.std(axis=1) / mean / math.sqrt(errors.shape[1])
@@ -388,6 +445,132 @@ def _log_unexplained(data: Floats) -> tuple[Floats, Floats]:
     mse, variance = squared.mean(axis=1), spread.mean(axis=1)
     influence = squared / mse[:, None] - spread / variance[:, None]
     return np.log(mse) - np.log(variance), influence.std(axis=1) / math.sqrt(y.shape[1])
+
+
+# --- ranking: AUROC and average precision ------------------------------------------------------------------------------
+
+
+def auroc(normal: ArrayLike, anomalous: ArrayLike, confidence: float = 0.95) -> Interval:
+    """Return the chance that an anomaly scores higher than a normal sample, ties counting half, with its interval.
+
+    DeLong's variance says how many independent draws of a proportion the two samples are worth, and the interval is Clopper
+    and Pearson's for that number: it has a width at 0 and at 1, too, where DeLong's own collapses. Before that each sample
+    gets half a pseudo-observation at either end of its range, so that a variance of 0 is never believed. Simulated at 95 %
+    (normal, exponential, mixed and two-valued scores; 10 to 2,000 samples a side): each limit misses at most 2.5 %, beyond
+    Monte-Carlo error; for an AUROC above 0.95 and few samples mostly less, the interval is then wider than it need be.
+
+    Parameters
+    ----------
+    normal, anomalous
+        Scores of independent samples, shapes (m,) and (n,); higher means more anomalous. Where one is empty, the value is
+        None and the limits are 0 and 1.
+
+    Source: DeLong, DeLong & Clarke-Pearson (1988), Biometrics 44:837, equations 2 to 5; Clopper & Pearson (1934); the
+    effective number of draws as in Korn & Graubard (1998), Survey Methodology 24:193.
+    """
+    of_normal, of_anomalous = _placements(normal, anomalous)
+    if len(of_normal) == 0 or len(of_anomalous) == 0:
+        return Interval(None, 0.0, 1.0)
+    value = float(of_anomalous.mean())
+    fewest = min(len(of_normal), len(of_anomalous))
+    shrunk = (value * fewest + 0.5) / (fewest + 1)
+    draws = shrunk * (1 - shrunk) / (_smoothed_variance(of_normal, 0.0) + _smoothed_variance(of_anomalous, 0.0))
+    low, high = _beta_limits(value, draws, _tail(confidence))
+    return Interval(value, low, high)
+
+
+def auroc_difference(
+    normal: ArrayLike, anomalous: ArrayLike, other_normal: ArrayLike, other_anomalous: ArrayLike, confidence: float = 0.95
+) -> Interval:
+    """Return the AUROC of one detector less that of another on the same samples, with a paired interval.
+
+    DeLong's variance of the difference, smoothed as in `auroc`, and a normal quantile. Limits are −1 and 1 where a sample is
+    empty.
+
+    Source: DeLong, DeLong & Clarke-Pearson (1988), Biometrics 44:837, equation 6.
+    """
+    first, second = _placements(normal, anomalous), _placements(other_normal, other_anomalous)
+    if len(first[0]) == 0 or len(first[1]) == 0:
+        return Interval(None, -1.0, 1.0)
+    value = float(first[1].mean() - second[1].mean())
+    variance = sum(_smoothed_variance(a - b, -1.0) for a, b in zip(first, second, strict=True))
+    half = _z(confidence) * math.sqrt(variance)
+    return _clip(Interval(value, value - half, value + half), -1.0, 1.0)
+
+
+def average_precision(normal: ArrayLike, anomalous: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Interval:
+    """Return the precision averaged over the recall of each anomaly (as scikit-learn does), with its interval.
+
+    The interval is the wider, on each side, of a percentile bootstrap that draws normal samples and anomalies apart, and of
+    Clopper and Pearson's for as many draws as there are anomalies: near 1 a bootstrap sees no spread. Simulated at 95 % (5 to
+    300 anomalies, normal and mixed scores), each limit misses at most 2.5 %, beyond Monte-Carlo error. The same `seed` gives
+    the same interval.
+
+    Average precision depends on the share of anomalies among the samples, which is therefore part of what it says; with no
+    skill at all it is that share. Where one part is empty, the value is None and the limits are 0 and 1.
+
+    Source: Boyd, Eng & Page (2013), ECML, sections 3 and 4.
+    """
+    normal, anomalous = _scores(normal), _scores(anomalous)
+    if len(normal) == 0 or len(anomalous) == 0:
+        return Interval(None, 0.0, 1.0)
+    _, rank = np.unique(-np.concatenate((normal, anomalous)), return_inverse=True)
+    of_normal, of_anomalous = rank[: len(normal)], rank[len(normal) :]
+    value = _precision_over_recall(of_normal, of_anomalous)
+    generator = np.random.default_rng(seed)
+    drawn = [
+        _precision_over_recall(
+            of_normal[generator.integers(0, len(normal), len(normal))],
+            of_anomalous[generator.integers(0, len(anomalous), len(anomalous))],
+        )
+        for _ in range(int(np.clip(1_000_000 // len(rank), 400, 1000)))
+    ]
+    tail = _tail(confidence)
+    low, high = _beta_limits(value, len(anomalous), tail)
+    return Interval(value, min(low, float(np.quantile(drawn, tail))), max(high, float(np.quantile(drawn, 1 - tail))))
+
+
+def _scores(values: ArrayLike) -> Floats:
+    scores = np.asarray(values, dtype=np.float64)
+    if scores.ndim != 1 or np.isnan(scores).any():
+        raise ValueError(f"expected one score a sample and no NaN, got shape {scores.shape}")
+    return scores
+
+
+def _placements(normal: ArrayLike, anomalous: ArrayLike) -> tuple[Floats, Floats]:
+    """Return for each normal sample the share of anomalies above it, for each anomaly the share of normal ones below it."""
+    normal, anomalous = _scores(normal), _scores(anomalous)
+
+    def below(scores: Floats, others: Floats) -> Floats:
+        ordered = np.sort(others)
+        places = np.searchsorted(ordered, scores, "left") + np.searchsorted(ordered, scores, "right")
+        return np.asarray(places / (2 * max(1, len(others))), dtype=np.float64)
+
+    return 1 - below(normal, anomalous), below(anomalous, normal)
+
+
+def _smoothed_variance(values: Floats, lowest: float) -> float:
+    """Return the variance of the mean of values in [lowest, 1], with half a pseudo-observation at either end."""
+    n = len(values) + 1
+    mean = (values.sum() + 0.5 * (lowest + 1)) / n
+    around = ((values - mean) ** 2).sum() + 0.5 * ((lowest - mean) ** 2 + (1 - mean) ** 2)
+    return float(around / n / n)
+
+
+def _beta_limits(p: float, draws: float, tail: float) -> tuple[float, float]:
+    """Return Clopper and Pearson's limits for a proportion `p` of a number of draws that need not be whole."""
+    k = p * draws
+    low = 0.0 if p <= 0 else min(p, float(stats.beta.ppf(tail, k, draws - k + 1)))
+    high = 1.0 if p >= 1 else max(p, float(stats.beta.ppf(1 - tail, k + 1, draws - k)))
+    return low, high
+
+
+def _precision_over_recall(normal: Ints, anomalous: Ints) -> float:
+    """Return average precision from the ranks of the scores, 0 for the highest; equal scores share a rank."""
+    size = int(max(normal.max(), anomalous.max())) + 1
+    found = np.bincount(anomalous, minlength=size)
+    hits, alarms = np.cumsum(found), np.cumsum(np.bincount(normal, minlength=size) + found)
+    return float((found * (hits / np.maximum(alarms, 1))).sum() / hits[-1])
 
 
 # --- limits: p-values and sample sizes --------------------------------------------------------------------------------

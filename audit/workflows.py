@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from audit.before_after import Hardened, execute_hardening, split_off
 from audit.checks import base
 from audit.config import Config, merge, parse_setting, read_toml, resolve
 from audit.data.base import Dataset, replace_bounds
@@ -24,6 +25,8 @@ from audit.usercode import load_code
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from audit.hardening import Method
 
 Code = str | Callable[..., Any]
 
@@ -40,6 +43,7 @@ def run(
     trust_model: bool = False,
     expect_sha256: str | None = None,
     reference: Any = None,
+    anomalies: Any = None,
     target: str | None = None,
     inputs: Sequence[str] | None = None,
     sensitive: Sequence[str] | None = None,
@@ -78,6 +82,8 @@ def run(
         A Dataset, a file or ``sklearn:NAME``, arrays in a dict, a DataFrame, a DataLoader or torch Dataset.
     config
         audit.toml, or the same as nested dicts. Keywords win over it.
+    anomalies
+        Inputs that are none of what the network is for, from a source of any kind; or ``column:NAME``, which marks them.
     policy
         A file, or a dict, whose ``[policy]`` section holds the limits; it replaces the one in `config`.
     out
@@ -105,6 +111,7 @@ def run(
         "data": {
             "source": str(data) if isinstance(data, str | os.PathLike) else None,
             "reference": str(reference) if isinstance(reference, str | os.PathLike) else None,
+            "anomalies": str(anomalies) if isinstance(anomalies, str | os.PathLike) else None,
             "target": target,
             "inputs": _listed(inputs),
             "sensitive": _listed(sensitive),
@@ -128,14 +135,21 @@ def run(
         },
         "robustness": {"norm": norm, "eps": eps} if norm is not None or eps is not None else {},
     }
-    resolved = configuration(config, policy, options, settings)
+    resolved, _ = split_off(configuration(config, policy, options, settings))
     if resolved.data.source is None and data is None:
         raise UsageError("no data was given: --data FILE, or source = … in [data]")
     folder = make_folder(out) if out is not None else None
-    network = _model(model, resolved, arch, arch_args, trust_model)
-    samples_ = _data(data, reference, resolved, preprocess)
-    if network.bounds is not None and samples_.bounds is None:
-        samples_ = replace_bounds(samples_, network.bounds)
+    network, samples_ = open_both(
+        model,
+        data,
+        resolved,
+        arch=arch,
+        arch_args=arch_args,
+        trust_model=trust_model,
+        preprocess=preprocess,
+        reference=reference,
+        anomalies=anomalies,
+    )
     result = execute(network, samples_, resolved, out=folder, fresh=fresh, progress=progress, command=command, debug=debug)
     if folder is not None:
         result.save(folder)
@@ -157,12 +171,95 @@ def configuration(
     for setting in settings:
         section, key, value = parse_setting(setting)
         extra.setdefault(section, {})[key] = value
-    return resolve(merge(raw, options, extra), list(base.registry()))
+    return resolve(merge(raw, options, extra), [*base.registry(), "hardening"])
 
 
 def output_folder(out: Path | None, config: str | os.PathLike[str] | None, settings: Sequence[str]) -> Path:
     """Return the folder that results go to: ``--out``, else what ``--set`` or the configuration says, else audit-out."""
     return out if out is not None else Path(configuration(config, None, {}, settings).run.out)
+
+
+def harden(
+    model: Model | nn.Module | str | os.PathLike[str],
+    data: Dataset | str | os.PathLike[str] | Any = None,
+    *,
+    method: str | type[Method] | None = None,
+    norm: str | None = None,
+    eps: float | str | None = None,
+    training: Mapping[str, Any] | None = None,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    policy: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    arch: Code | None = None,
+    arch_args: dict[str, Any] | list[Any] | None = None,
+    trust_model: bool = False,
+    reference: Any = None,
+    preprocess: Code | None = None,
+    sections: Mapping[str, Mapping[str, Any]] | None = None,
+    settings: Sequence[str] = (),
+    fresh: bool = False,
+    progress: Progress | None = None,
+    command: str = "",
+    debug: bool = False,
+) -> Hardened:
+    """Harden a network on the reference part and prove it on the test part; what ``audit harden`` does.
+
+    Parameters
+    ----------
+    model, data, config, policy, arch, arch_args, trust_model, reference, preprocess, settings, fresh, progress, command, debug
+        As in `run`. Limits may name the metrics of hardening, too; unless the policy states one, the gain in robust accuracy
+        must not lie below 0.
+    method
+        ``trades``, ``pgd``, or a class of your own; ``trades`` where nothing is stated.
+    norm, eps
+        What training and both audits let change; eps unstated: as in the robustness check.
+    training
+        Other fields of `audit.hardening.HardeningOptions`: epochs, max_time, lr, beta, …
+    out
+        Folder for ``hardened.pt``, result.json, report.html, summary.md, and both audits in ``before`` and ``after``.
+    sections
+        More of the configuration, by section: ``{"data": {"target": "label"}, "run": {"profile": "quick"}}``.
+
+    Returns
+    -------
+    Hardened
+        The network, its training, and the result that compares before and after.
+    """
+    options = merge(
+        {
+            "data": {
+                "source": str(data) if isinstance(data, str | os.PathLike) else None,
+                "reference": str(reference) if isinstance(reference, str | os.PathLike) else None,
+            },
+            "run": {"out": str(out) if out is not None else None},
+            "hardening": {
+                **(training or {}),
+                "method": method if isinstance(method, str) else None,
+                "norm": norm,
+                "eps": eps,
+            },
+        },
+        sections or {},
+    )
+    resolved, chosen = split_off(configuration(config, policy, options, settings))
+    if resolved.data.source is None and data is None:
+        raise UsageError("no data was given: --data FILE, or source = … in [data]")
+    network = _model(model, resolved, arch, arch_args, trust_model)
+    samples = _data(data, resolved, preprocess, reference=reference, anomalies=None)
+    if network.bounds is not None and samples.bounds is None:
+        samples = replace_bounds(samples, network.bounds)
+    return execute_hardening(
+        network,
+        samples,
+        resolved,
+        chosen,
+        method=None if isinstance(method, str) else method,
+        out=make_folder(out) if out is not None else None,
+        fresh=fresh,
+        progress=progress,
+        command=command,
+        debug=debug,
+    )
 
 
 @dataclass(frozen=True)
@@ -226,13 +323,22 @@ def replay(result_dir: str | os.PathLike[str], model: Model | nn.Module, data: D
     return Replay(len(arrays["ids"]), sorted(failed))
 
 
-def demo(out: str | os.PathLike[str] = "audit-demo", *, progress: Progress | None = None) -> list[Result]:
-    """Train two small networks on data that ships with scikit-learn, save them as files, and audit each from its files.
+@dataclass(frozen=True)
+class Shown:
+    """What the demo made of one network: its folder, the audit as it is, and the hardened one beside it."""
+
+    folder: Path
+    audit: Result
+    hardening: Result
+
+
+def demo(out: str | os.PathLike[str] = "audit-demo", *, progress: Progress | None = None) -> list[Shown]:
+    """Train two small networks on data that ships with scikit-learn, save them as files, audit and harden each from its files.
 
     Returns
     -------
-    list of Result
-        Of the digits and of the diabetes network; each stands in a folder of its own under `out`.
+    list of Shown
+        The digits and the diabetes network; each stands in a folder of its own under `out`.
     """
     import torch
 
@@ -245,52 +351,97 @@ def demo(out: str | os.PathLike[str] = "audit-demo", *, progress: Progress | Non
         torch.set_num_threads(threads)
 
 
-def _demo(folder: Path, progress: Progress | None) -> list[Result]:
+def _demo(folder: Path, progress: Progress | None) -> list[Shown]:
     from audit import demo_nets
 
-    source = Path(demo_nets.__file__).read_bytes()
-    write_atomically(folder / "nets.py", source)
+    write_atomically(folder / "nets.py", Path(demo_nets.__file__).read_bytes())
     digits, diabetes = make_folder(folder / "digits"), make_folder(folder / "diabetes")
     say = progress.say if progress is not None else (lambda _: None)
     say("training a small network on scikit-learn's handwritten digits")
     demo_nets.make_digits(digits)
     say("training a small network on scikit-learn's diabetes table")
     demo_nets.make_diabetes(diabetes)
-    shared: dict[str, Any] = {"progress": progress, "seed": 0}
-    runs: list[tuple[Path, dict[str, Any]]] = [
-        (
-            digits,
-            {
-                "arch": f"{folder}/nets.py:DigitsNet",
-                "data": f"{digits}/test.npz",
-                "reference": f"{digits}/train.npz",
-                "norm": ["linf", "l2"],
-            },
-        ),
-        (
-            diabetes,
-            {
-                "arch": f"{folder}/nets.py:TableNet",
-                "data": f"{diabetes}/test.csv",
-                "reference": f"{diabetes}/train.csv",
-                "target": "progression_above_median",
-                "sensitive": ["sex"],
-            },
-        ),
+    images = {
+        "arch": f"{folder}/nets.py:DigitsNet",
+        "data": f"{digits}/test.npz",
+        "reference": f"{digits}/train.npz",
+    }
+    table = {
+        "arch": f"{folder}/nets.py:TableNet",
+        "data": f"{diabetes}/test.csv",
+        "reference": f"{diabetes}/train.csv",
+        "target": "progression_above_median",
+    }
+    return [
+        _show(digits, images, {"norm": "linf,l2"}, {"method": "pgd", "eps": "0.15", "epochs": 12}, progress),
+        _show(diabetes, table, {"sensitive": "sex"}, {"method": "trades", "beta": 1.0, "epochs": 30}, progress),
     ]
-    results = []
-    for place, options in runs:
-        command = _command(place, options)
-        say(command)
-        results.append(run(place / "model.pt", out=place / "audit", command=command, **options, **shared))
-    return results
 
 
-def _command(place: Path, options: Mapping[str, Any]) -> str:
-    words = ["audit", "run", f"{place}/model.pt"]
-    for name, value in {**options, "out": f"{place}/audit"}.items():
-        words += [f"--{name}", ",".join(value) if isinstance(value, list) else value]
+def _show(
+    place: Path, given: dict[str, str], asked: dict[str, str], trained: dict[str, Any], progress: Progress | None
+) -> Shown:
+    """Audit and harden one network; the commands that are shown do the same."""
+    say = progress.say if progress is not None else (lambda _: None)
+    files: dict[str, Any] = {name: given[name] for name in ("arch", "data", "reference")}
+    target = given.get("target")
+    command = _command("run", place, {**given, **asked, "out": f"{place}/audit"})
+    say(command)
+    audited = run(
+        place / "model.pt",
+        out=place / "audit",
+        target=target,
+        norm=asked["norm"].split(",") if "norm" in asked else None,
+        sensitive=asked.get("sensitive"),
+        seed=0,
+        command=command,
+        progress=progress,
+        **files,
+    )
+    training: dict[str, Any] = {"lr": 0.005, "batch_size": 32, "attack_steps": 5, **trained}
+    command = _command("harden", place, {**given, **training, "profile": "quick", "out": f"{place}/harden"})
+    say(command)
+    hardened = harden(
+        place / "model.pt",
+        out=place / "harden",
+        method=training.pop("method"),
+        eps=training.pop("eps", None),
+        training=training,
+        sections={"data": {"target": target}, "run": {"profile": "quick", "seed": 0}},
+        command=command,
+        progress=progress,
+        **files,
+    )
+    return Shown(place, audited, hardened.result)
+
+
+def _command(verb: str, place: Path, options: Mapping[str, Any]) -> str:
+    words = ["audit", verb, f"{place}/model.pt"]
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
+
+
+def open_both(
+    model: Any,
+    data: Any,
+    config: Config,
+    *,
+    arch: Code | None = None,
+    arch_args: Any = None,
+    trust_model: bool = False,
+    preprocess: Code | None = None,
+    reference: Any = None,
+    anomalies: Any = None,
+) -> tuple[Model, Dataset]:
+    """Load a network and data as a configuration says, each as it is where it is loaded already."""
+    if config.data.source is None and data is None:
+        raise UsageError("no data was given: --data FILE, or source = … in [data]")
+    network = _model(model, config, arch, arch_args, trust_model)
+    samples = _data(data, config, preprocess, reference=reference, anomalies=anomalies)
+    if network.bounds is not None and samples.bounds is None:
+        samples = replace_bounds(samples, network.bounds)
+    return network, samples
 
 
 def _model(model: Any, config: Config, arch: Code | None, arch_args: Any, trust: bool) -> Model:
@@ -310,15 +461,16 @@ def _model(model: Any, config: Config, arch: Code | None, arch_args: Any, trust:
     return Model(model, **options)
 
 
-def _data(data: Any, reference: Any, config: Config, preprocess: Code | None) -> Dataset:
+def _data(data: Any, config: Config, preprocess: Code | None, *, reference: Any, anomalies: Any) -> Dataset:
     section = config.data
     if isinstance(data, Dataset):
-        loaded = data if reference is None else Dataset.load(data, reference=reference)
+        loaded = Dataset.load(data, reference=reference, anomalies=anomalies)
         return replace_bounds(loaded, section.bounds) if section.bounds is not None else loaded
     function = load_code(preprocess, "--preprocess").function if isinstance(preprocess, str) else preprocess
     return Dataset.load(
         section.source if section.source is not None else data,
         reference=section.reference if section.reference is not None else reference,
+        anomalies=section.anomalies if section.anomalies is not None else anomalies,
         target=section.target,
         inputs=section.inputs,
         sensitive=section.sensitive,

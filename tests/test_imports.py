@@ -37,6 +37,7 @@ PUBLIC = [
     "Result",
     "UsageError",
     "check",
+    "harden",
     "replay",
     "require",
     "run",

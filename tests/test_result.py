@@ -48,6 +48,7 @@ def result(digits_net) -> Result:
         digits_net / "test.npz",
         arch=f"{demo_nets.__file__}:DigitsNet",
         reference=digits_net / "train.npz",
+        checks=["performance", "robustness", "fairness"],
         samples=80,
         settings=["robustness.steps=3", "robustness.restarts=1"],
         policy={"limit": [{"metric": "performance.accuracy", "min": 0.5}]},

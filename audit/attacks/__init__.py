@@ -1,12 +1,25 @@
 """Attacks: one file each, on the base class that owns box, radius, survivors, the re-check and the count of passes."""
 
 from audit.attacks.base import Attack, AttackOutput, ThreatModel, verify
+from audit.attacks.fgsm import FGSM
 from audit.attacks.noise import UniformNoise
 from audit.attacks.pgd import PGD
+from audit.attacks.square import Square
 
-ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (PGD, UniformNoise)}
+ATTACKS: dict[str, type[Attack]] = {attack.name: attack for attack in (PGD, FGSM, Square, UniformNoise)}
 
-__all__ = ["ATTACKS", "PGD", "Attack", "AttackOutput", "ThreatModel", "UniformNoise", "registry", "verify"]
+__all__ = [
+    "ATTACKS",
+    "FGSM",
+    "PGD",
+    "Attack",
+    "AttackOutput",
+    "Square",
+    "ThreatModel",
+    "UniformNoise",
+    "registry",
+    "verify",
+]
 
 
 def registry() -> dict[str, type[Attack]]:

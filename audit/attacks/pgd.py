@@ -103,7 +103,7 @@ class PGD(Attack):
                     again = self._random(origin[stuck], ball, ids[rows[stuck]], low[stuck], high[stuck], restart, k + 1)
                     point = point.index_put((stuck,), again)
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # one NaN must not stop, nor spread over, the whole sample
-            point = _step(point, gradient, origin, ball, low, high, self._step_length(k, ball.eps) * ball.unit())
+            point = step_in_ball(point, gradient, origin, ball, low, high, self._step_length(k, ball.eps) * ball.unit())
         # The last point was not looked at yet: one forward says what came of it.
         with torch.no_grad():
             output = model.values(point) if model.task == "regression" else model.logits(point)
@@ -138,9 +138,10 @@ def look(model: Model, goal: Goal, point: Tensor, direction: float, kind: LossNa
     return gradient, margins, hit
 
 
-def _step(
+def step_in_ball(
     point: Tensor, gradient: Tensor, origin: Tensor, ball: Ball, low: Tensor, high: Tensor, step: Tensor | float
 ) -> Tensor:
+    """Go a step up the gradient, by its sign (L∞) or its direction (L2), and back into radius and limits."""
     if ball.norm == "linf":
         moved = point + gradient.sign() * step
     else:

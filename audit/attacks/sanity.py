@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from audit import stats
 from audit.attacks.base import Goal, ThreatModel, as_columns, fixed_loss, l2_norm, output_of, per_sample, random_in_ball
 from audit.model.batching import in_batches
 from audit.model.wrapper import Model
@@ -25,6 +26,7 @@ HIDDEN = 0.01  # share of samples whose gradient something may hide: the robust 
 SOMEWHERE = 0.5  # share of samples that must meet a gradient somewhere: hard labels 0 to 3 %, dead units 90 %, others all
 FOLLOWED = 0.95  # share of samples on which following the gradient must lead somewhere; a few sit on a ridge
 FALLS = 0.05  # of all samples
+MASKED = 0.02  # of all samples: what a gradient-free attack may break for sure, and gradients not
 MISSED = 0.01  # share of samples that noise may break and the attack not: a few lie on the boundary itself
 
 Bits = NDArray[np.bool_]
@@ -201,5 +203,24 @@ def converged(prefix: str, broken: Bits, standing: float) -> Evidence:
         value=1 - float(broken.mean()),
         detail=f"a longer attack broke {int(broken.sum())} of {len(broken)} samples that still stood: on all of them the "
         f"robust accuracy would fall by {fall:.1%} (at most {FALLS:.0%} expected of an attack that was strong enough)",
+        one_sided=True,
+    )
+
+
+def gradient_free(prefix: str, broken: Bits, standing: float, confidence: float) -> Evidence:
+    """Ask whether an attack that needs no gradient breaks samples that the gradient attack left standing.
+
+    `standing` is the share of all samples that stood. The fall of the robust accuracy must be shown, and not by chance: it is
+    the lower end of its interval that counts, so that, where all samples stood, 2 of 20 accuse nobody and 7 of 128 do.
+    """
+    k, n = int(broken.sum()), len(broken)
+    fall = (stats.clopper_pearson(k, n, confidence).low or 0.0) * standing
+    return Evidence(
+        id=f"{prefix}.gradient_free",
+        ok=fall <= MASKED,
+        value=1 - k / n,
+        detail=f"Square, which asks for outputs alone, broke {k} of {n} samples that projected gradient descent left standing: "
+        f"on all of them the robust accuracy would fall by at least {fall:.1%} (at most {MASKED:.0%} expected where gradients "
+        "are true)",
         one_sided=True,
     )

@@ -1,3 +1,3 @@
 """The checks: one file each. A new built-in check is added to `BUILT_IN`; third parties use the entry-point group."""
 
-BUILT_IN = ("performance", "robustness", "fairness")
+BUILT_IN = ("performance", "robustness", "corruption", "anomaly", "explanation", "fairness")

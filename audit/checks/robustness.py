@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -13,10 +13,13 @@ from pydantic import Field, field_validator
 
 from audit import stats
 from audit.attacks import sanity
-from audit.attacks.base import NORMS, Attack, Norm, ThreatModel
+from audit.attacks.art import ArtAttack
+from audit.attacks.asked import Asked, Source, as_asked, make_attack
+from audit.attacks.base import NORMS, Attack, AttackOutput, Norm, ThreatModel
 from audit.attacks.examples import Example, feature_changes, gallery
 from audit.attacks.noise import UniformNoise
 from audit.attacks.pgd import PGD
+from audit.attacks.square import Square
 from audit.checks.base import (
     Answer,
     Arrays,
@@ -32,14 +35,18 @@ from audit.checks.base import (
     repeatability,
     repeatability_evidence,
 )
-from audit.errors import UsageError, closest
+from audit.errors import AuditError, UsageError, closest
+from audit.model.batching import is_out_of_memory
 from audit.result import CheckResult, Evidence, Figure, Finding, Metric, finite
 
 BUDGETS = {"quick": (20, 1), "standard": (40, 2), "thorough": (100, 5), "exhaustive": (200, 20)}
+QUERIES = {"quick": 100, "standard": 500, "thorough": 2000, "exhaustive": 5000}
+ASKED_PASSES = 1000.0  # what an attack that was asked for may cost a sample: unknown beforehand
 EVIDENCE_SAMPLES = 128  # each test of the attack looks at no more: enough to see a share of 5 %
 LONGER_STEPS = 100
 GALLERY = 6
-FINDERS = ("pgd", "longer", "noise")  # the stages whose examples count, in the order in which they are shown
+MESSAGE = 200  # characters kept of what stopped an attack
+FINDERS = ("pgd", "longer", "square", "noise")  # the stages whose examples count, in the order in which they are shown
 
 
 class RobustnessOptions(CheckOptions):
@@ -57,6 +64,24 @@ class RobustnessOptions(CheckOptions):
         default=None, gt=0, description="regression: a larger move of the output counts; unstated: one sd of the residuals"
     )
     noise_draws: int = Field(default=10, ge=1, le=10_000, description="random points a sample that the attack must beat")
+    queries: int | None = Field(
+        default=None,
+        ge=2,
+        le=1_000_000,
+        description="Square: forwards a sample of the gradient-free attack; unstated: by profile",
+    )
+    attacks: list[Asked] = Field(
+        default_factory=list,
+        description="more attacks on what stands: names of audit list attacks, or tables with name and parameters",
+    )
+    art: list[Asked] = Field(
+        default_factory=list, description="attacks of ART on what stands: class names, or tables with name and parameters"
+    )
+
+    @field_validator("attacks", "art", mode="before")
+    @classmethod
+    def _named(cls, value: Any) -> Any:
+        return [as_asked(item) for item in (value if isinstance(value, list) else [value])]
 
     @field_validator("norm", "eps", mode="before")
     @classmethod
@@ -87,7 +112,7 @@ class RobustnessOptions(CheckOptions):
 
 @check
 class Robustness(Check):
-    """Projected gradient descent with restarts on samples that still stand, and eight tests of the attack itself."""
+    """Projected gradient descent with restarts, a gradient-free attack beside it, and nine tests of the attacks themselves."""
 
     id = "robustness"
     question = "Can a change too small to matter make the network change its answer?"
@@ -131,7 +156,11 @@ class Robustness(Check):
         if eps is not None and len(eps) != len(task.options.norm):
             raise UsageError(f"give one --eps for each --norm: got {len(task.options.norm)} norms and {len(eps)} radii")
         for norm in task.options.norm:
-            threat_model(task, norm).check(task.data.test.x.shape[1:])
+            threat = threat_model(task, norm)
+            threat.check(task.data.test.x.shape[1:])
+            for attack in NormTask(task, norm).asked().values():
+                if isinstance(attack, ArtAttack):
+                    attack.check(task.model, threat, task.data.test.x.shape[1:])
 
     def stages(self, task: Task) -> list[Stage]:
         """List the work: for each norm the attack, and what puts the attack to the test."""
@@ -224,13 +253,21 @@ class NormTask:
         pgd = PGD(threat.norm, threat.eps, steps=steps, restarts=restarts, step_size=task.options.step_size, seed=task.seed)
         noise = UniformNoise(threat.norm, threat.eps, draws=task.options.noise_draws, seed=task.seed)
         again = PGD(threat.norm, threat.eps, steps=longer, restarts=2, loss="both", seed=task.seed + 1)
+        queries = task.options.queries or QUERIES[task.profile]
+        square = Square(threat.norm, threat.eps, queries=queries, seed=task.seed)
         stages = [
             self._attack("pgd", pgd, threat, 2.0 * steps * restarts),
             self._attack("noise", noise, threat, float(noise.draws), right=True),
             self._attack("longer", again, threat, 4.0 * longer, right=True, unbroken=("pgd", "noise")),
+            self._attack("square", square, threat, float(queries), right=True, unbroken=("pgd",)),
             self._flat(),
             self._slope(),
         ]
+        before: tuple[str, ...] = FINDERS
+        for part, attack in self.asked().items():
+            # What was asked for runs on all that stands, for its answer is wanted; our own on enough to test the first.
+            stages.append(self._attack(part, attack, threat, ASKED_PASSES, right=True, unbroken=before, most=None))
+            before = (*before, part)
         # Radius as wide as the box: a working gradient attack then reaches any corner.
         corner = threat.reach(task.data.test.x.shape[1:])
         unbounded = PGD(threat.norm, corner, steps=LONGER_STEPS, restarts=4, seed=task.seed)
@@ -245,26 +282,40 @@ class NormTask:
         *,
         right: bool = False,
         unbroken: tuple[str, ...] = (),
+        most: int | None = EVIDENCE_SAMPLES,
     ) -> Stage:
-        """Plan an attack on all samples, or with `right` on some that are right and that no stage in `unbroken` broke."""
-        task = self.task
+        """Plan an attack on all samples, or with `right` on at most `most` that are right and no stage in `unbroken` broke."""
+        task, asked_for = self.task, self.asked_for()
+
+        def run(attack: Attack, block: Block) -> AttackOutput:
+            moved = tolerance(task, block.earlier)
+            return attack(task.model, block.x, block.y, ids=block.ids, threat=threat, tolerance=moved)
 
         def job(block: Block) -> Arrays:
-            out = attack(task.model, block.x, block.y, ids=block.ids, threat=threat, tolerance=tolerance(task, block.earlier))
+            failed = ""
+            try:
+                out = run(attack, block)
+            except Exception as error:
+                # An attack of others may stop at anything; what the rest of the run found must not be lost with it.
+                if part not in asked_for or isinstance(error, AuditError) or is_out_of_memory(error):
+                    raise
+                failed = f"{type(error).__name__}: {error}"[:MESSAGE]
+                out = run(UniformNoise(threat.norm, threat.eps, draws=0), block)
             after = torch.full(out.success.shape, torch.nan, dtype=torch.float64)
             hit = out.success.cpu() & (out.distance.cpu() > 0)
             if bool(hit.any()):
                 after[hit] = task.model.predict(out.x_adv[out.success & (out.distance > 0)]).cpu().double()
             names = ("x_adv", "distance", "loss_start", "loss_end", "grad_zero", "grad_nan", "rejected")
             arrays = {name: getattr(out, name).cpu().numpy() for name in names}
-            return {**arrays, "broken": out.success.cpu().numpy(), "after": after.numpy()}
+            stopped = np.full(len(block.ids), failed, dtype=f"U{MESSAGE}")
+            return {**arrays, "broken": out.success.cpu().numpy(), "after": after.numpy(), "failed": stopped}
 
         def select(found: Found) -> NDArray[np.int64]:
             standing = right_at_first(task, found)
             for other in unbroken:
                 standing = standing & ~found[self._id(other)].spread("broken", len(standing), False)
             positions = np.flatnonzero(standing)
-            return positions[_spread_over(len(positions), EVIDENCE_SAMPLES)]
+            return positions[_spread_over(len(positions), most or len(positions))]
 
         return Stage(
             id=self._id(part),
@@ -275,6 +326,27 @@ class NormTask:
             passes=passes,
             holds_inputs=True,
         )
+
+    def asked_for(self) -> dict[str, tuple[Source, Asked]]:
+        """Return what the user asked for, by the part of the stage's id: ``own.fgsm``, ``art.HopSkipJump``."""
+        out: dict[str, tuple[Source, Asked]] = {}
+        options: RobustnessOptions = self.task.options
+        for source, kind, items in (("attacks", "own", options.attacks), ("art", "art", options.art)):
+            for item in items:
+                again = sum(part.split(".")[:2] == [kind, item.name] for part in out)
+                out[f"{kind}.{item.name}" + (f".{again + 1}" if again else "")] = (cast(Source, source), item)
+        return out
+
+    def asked(self) -> dict[str, Attack]:
+        """Return the attacks that the user asked for, ready to run."""
+        threat, seed = self.threat, self.task.seed
+        return {
+            part: make_attack(source, item, threat.norm, threat.eps, seed) for part, (source, item) in self.asked_for().items()
+        }
+
+    def finders(self) -> tuple[str, ...]:
+        """Return the stages whose examples count, in the order in which they are shown."""
+        return (*FINDERS, *self.asked_for())
 
     def _flat(self) -> Stage:
         """Look closer at the samples whose gradient was zero wherever the attack looked."""
@@ -320,7 +392,7 @@ class NormTask:
         task, n = self.task, len(self.task.data.test)
         right = right_at_first(task, found)
         broken = ~right
-        for part in FINDERS:
+        for part in self.finders():
             # The attack's own clean forward can differ from the stored one by a rounding: either makes a sample broken.
             broken |= found[self._id(part)].spread("broken", n, False)
         hit = broken & right
@@ -335,7 +407,7 @@ class NormTask:
         answer.evidence += self._evidence(found)
         if not right.any():
             answer.reasons.append("no sample was right before the attack, so nothing could be broken")
-        answer.reasons += self._idle_radius() + self._idle_tolerance(found)
+        answer.reasons += self._idle_radius() + self._idle_tolerance(found) + self._stopped(found)
         if hit.any():
             answer.findings.append(self._finding(hit, right, accuracy))
         answer.figures += [self._before_after(right, accuracy), *self._shown(found)]
@@ -365,6 +437,11 @@ class NormTask:
             ]
         return []
 
+    def _stopped(self, found: Found) -> list[str]:
+        """Return which attacks that were asked for stopped with an error: what they would have broken is not known."""
+        messages = {part: [text for text in np.unique(found[self._id(part)]["failed"]) if text] for part in self.asked_for()}
+        return [f"{self._id(part)} stopped with {texts[0]}" for part, texts in messages.items() if texts]
+
     def _idle_tolerance(self, found: Found) -> list[str]:
         """Return why an unstated tolerance asks nothing of this network: it grows with the network's own errors."""
         moved = tolerance(self.task, found)
@@ -379,7 +456,7 @@ class NormTask:
         """Return one adversarial example for each sample that was broken: the first attack's that found one."""
         taken: set[int] = set()
         rows: list[tuple[int, str, int]] = []
-        for part in FINDERS:
+        for part in self.finders():
             stage = found[self._id(part)]
             for row in np.flatnonzero(stage["broken"] & (stage["distance"] > 0)):
                 position = int(stage.positions[row])
@@ -395,7 +472,7 @@ class NormTask:
             "x_adv": np.asarray(x_adv, dtype=dtype).reshape(-1, *shape),
             "distance": np.asarray([s["distance"][row] for s, (_, _, row) in zip(picked, rows, strict=True)], dtype=np.float64),
             "after": np.asarray([s["after"][row] for s, (_, _, row) in zip(picked, rows, strict=True)], dtype=np.float64),
-            "attack": np.asarray([part for _, part, _ in rows], dtype="U16"),
+            "attack": np.asarray([part for _, part, _ in rows], dtype=np.str_),
             "norm": np.asarray([self.norm] * len(rows), dtype="U8"),
             "eps": np.full(len(rows), self.threat.eps),
         }
@@ -425,9 +502,11 @@ class NormTask:
         params: dict[str, Any] = {"eps": self.threat.eps, "norm": self.norm, "unit": unit, "steps": steps, "restarts": restarts}
         if self.task.model.task == "regression":
             params["tolerance"] = finite(tolerance(self.task, found))
+        params["attacks"] = list(self.finders())
         return params
 
     def _evidence(self, found: Found) -> list[Evidence]:
+        task = self.task
         pgd, noise, longer = (found[self._id(part)] for part in ("pgd", "noise", "longer"))
         free = found[self._id("unbounded")]
         attacked = np.isfinite(pgd["loss_start"])
@@ -443,9 +522,12 @@ class NormTask:
         if len(noise.positions):
             at = np.searchsorted(pgd.positions, noise.positions)
             evidence.append(sanity.beats_noise(self.prefix, noise["broken"], pgd["broken"][at]))
+        stood = float(np.mean(right_at_first(task, found) & ~pgd.spread("broken", len(task.data.test), False)))
         if len(longer.positions):
-            stood = float(np.mean(right_at_first(self.task, found) & ~pgd.spread("broken", len(self.task.data.test), False)))
             evidence.append(sanity.converged(self.prefix, longer["broken"], stood))
+        square = found[self._id("square")]
+        if len(square.positions):
+            evidence.append(sanity.gradient_free(self.prefix, square["broken"], stood, task.confidence))
         if len(free.positions):
             evidence.append(sanity.gradient_found(self.prefix, free["grad_zero"]))
         correlation = found[self._id("slope")]["correlation"]
@@ -504,11 +586,11 @@ class NormTask:
         return []
 
     def _caption(self, arrays: Arrays, row: int, position: int) -> str:
-        after, distance = float(arrays["after"][row]), f"distance {arrays['distance'][row]:.3g}"
+        after, how = float(arrays["after"][row]), f"distance {arrays['distance'][row]:.3g}, by {arrays['attack'][row]}"
         if self.task.model.task == "regression":
-            return f"output moves to {after:.4g}, {distance}"
+            return f"output moves to {after:.4g}, {how}"
         names = self.task.classes
-        return f"{names[int(self.task.data.test.y[position])]} is taken for {names[int(after)]}, {distance}"
+        return f"{names[int(self.task.data.test.y[position])]} is taken for {names[int(after)]}, {how}"
 
 
 def _mutable(task: Task) -> NDArray[np.bool_] | None:
@@ -548,8 +630,9 @@ def _unstated(task: Task) -> list[Finding]:
 
 def _not_tested(task: Task) -> list[str]:
     untested = [f"{_name(norm)} changes" for norm in NORMS if norm not in task.options.norm]
+    made = NormTask(task, task.options.norm[0]).finders()
     untested += [
-        "attacks other than projected gradient descent: its figure is an upper bound, and a stronger attack may lower it",
+        f"attacks other than those that ran ({', '.join(made)}): the figure is an upper bound, and a stronger one may lower it",
         "larger radii, patches, rotations, and changes that a camera or a sensor makes",
     ]
     if task.data.kind == "table" and task.options.mutable is None:

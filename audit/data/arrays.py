@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy
+from numpy.typing import NDArray
 
-from audit.data.base import Dataset, Reading, as_array, preprocessed
+from audit.data.base import Dataset, Reading, Role, as_array, preprocessed
 from audit.errors import DataError, closest
 from audit.files import archive_members
 
 MAX_RATIO = 1000  # an image set with empty margins packs about 20 to 1, a constant column about 900 to 1
 
 
-def from_npz(content: bytes, reading: Reading, source: str, sha256: str) -> Dataset:
-    """Read a ``.npz`` archive.
+def from_npz(content: bytes, reading: Reading, source: str, sha256: str, role: Role = "test") -> Dataset:
+    """Read a ``.npz`` archive; for anomalies y may be missing.
 
     Raises
     ------
@@ -33,35 +34,70 @@ def from_npz(content: bytes, reading: Reading, source: str, sha256: str) -> Data
     wanted = [name for name in members if name in ("x", "y", "anomaly") or name.startswith("sensitive_")]
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         loaded = {name: _member(archive, members[name], name, source) for name in wanted}
-    _require_x_and_y(loaded, list(members), source)
-    return from_mapping(loaded, reading, source, sha256)
+    _require(loaded, list(members), source, role)
+    return from_mapping(loaded, reading, source, sha256, role)
 
 
-def _require_x_and_y(arrays: Mapping[str, Any], held: Iterable[object], source: str) -> None:
-    if "x" not in arrays or "y" not in arrays:
-        raise DataError(f"{source} should hold arrays named x and y, got {', '.join(map(str, held)) or 'nothing'}")
+def _require(arrays: Mapping[str, Any], held: Iterable[object], source: str, role: Role) -> None:
+    wanted = ("x",) if role == "anomalies" else ("x", "y")
+    if any(name not in arrays for name in wanted):
+        names = "an array named x" if role == "anomalies" else "arrays named x and y"
+        raise DataError(f"{source} should hold {names}, got {', '.join(map(str, held)) or 'nothing'}")
 
 
-def from_mapping(arrays: Mapping[str, Any], reading: Reading, source: str, sha256: str) -> Dataset:
-    """Build a Dataset from arrays x, y and sensitive_NAME."""
-    _require_x_and_y(arrays, arrays, source)
-    held = {name.removeprefix("sensitive_"): values for name, values in arrays.items() if name.startswith("sensitive_")}
-    for name in reading.sensitive:
-        if name not in held:
-            raise DataError(f"{source} has no array sensitive_{name}; {closest(name, list(held))}")
+def from_mapping(arrays: Mapping[str, Any], reading: Reading, source: str, sha256: str, role: Role = "test") -> Dataset:
+    """Build a Dataset from arrays x, y, sensitive_NAME and anomaly, whose rows of 1 go to the anomalies."""
+    _require(arrays, arrays, source, role)
     x = as_array(arrays["x"])
     if x.ndim == 0:
         raise DataError(f"{source}: x should have shape (samples, …), got a single value")
     if reading.preprocess is not None:
         x = preprocessed(reading.preprocess, x, len(x))
-    return Dataset(
+    if role == "anomalies":
+        return Dataset(x, np.zeros(len(x), dtype=np.int64), source=source, sha256=sha256)
+    held = {name.removeprefix("sensitive_"): values for name, values in arrays.items() if name.startswith("sensitive_")}
+    for name in reading.sensitive:
+        if name not in held:
+            raise DataError(f"{source} has no array sensitive_{name}; {closest(name, list(held))}")
+    marked = anomaly_marks(arrays.get("anomaly"), len(x), f"{source}: anomaly")
+    data = Dataset(
         x,
-        label_codes(arrays["y"], reading.classes, source),
+        codes_of_unmarked(arrays["y"], marked, reading.classes, source),
         sensitive={name: held[name] for name in (reading.sensitive or held)},
         classes=reading.classes,
         source=source,
         sha256=sha256,
     )
+    return data.set_apart(marked)
+
+
+def anomaly_marks(values: Any, n: int, what: str) -> NDArray[np.bool_]:
+    """Return which of `n` rows are marked as anomalies; none where `values` is None.
+
+    Raises
+    ------
+    DataError
+        The marks are not one 0 or 1 a row.
+    """
+    if values is None:
+        return np.zeros(n, dtype=np.bool_)
+    marks = as_array(values)
+    if marks.ndim == 2 and marks.shape[1] == 1:
+        marks = marks[:, 0]
+    if marks.shape != (n,) or marks.dtype.kind not in "fiub" or not np.isin(marks, (0, 1)).all():
+        raise DataError(f"{what} should be 0 or 1 for each of {n} rows, got {marks.dtype} of shape {marks.shape}")
+    return marks.astype(np.bool_)
+
+
+def codes_of_unmarked(y: Any, marked: NDArray[np.bool_], classes: tuple[str, ...], source: str) -> Any:
+    """Return labels as numbers, zeros where a row is marked: an anomaly is of no class, whatever its label says."""
+    labels = as_array(y)
+    if not marked.any() or labels.shape[:1] != marked.shape:
+        return label_codes(labels, classes, source)
+    codes = label_codes(labels[~marked], classes, source)
+    spread = np.zeros(labels.shape, dtype=codes.dtype)
+    spread[~marked] = codes.reshape(labels[~marked].shape)
+    return spread
 
 
 def label_codes(y: Any, classes: tuple[str, ...], source: str) -> Any:

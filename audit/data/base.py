@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import os
 
 Kind = Literal["image", "table", "array"]
+Role = Literal["test", "reference", "anomalies"]
 MOST_EXACT = 2**53  # whole numbers above it are not exact as float64
 LONGEST_GROUP = 1000
 WIDEST = 1e30  # bounds beyond it leave no room to compute in: float32, which networks compute in, ends at 3.4e38
@@ -29,14 +30,14 @@ WIDEST = 1e30  # bounds beyond it leave no room to compute in: float32, which ne
 
 @dataclass(frozen=True)
 class Part:
-    """Samples of one part, the test part or the reference part.
+    """Samples of one part: test, reference (training), or anomalies.
 
     Attributes
     ----------
     x : array of shape (n, …)
         Inputs in the user's units, in the type that they were stored in.
     y : array of shape (n,)
-        int64 where all labels are whole numbers, else float64.
+        int64 where all labels are whole numbers, else float64; zeros for anomalies, whose labels mean nothing.
     ids : int64 array of shape (n,)
         Row number in the source: it stays with the sample through every draw and batch.
     sensitive : dict of str arrays of shape (n,)
@@ -133,6 +134,8 @@ class Dataset:
                 f"the reference part should have samples of shape {test.x.shape[1:]} like the test part, "
                 f"got {reference_part.x.shape[1:]}"
             )
+        if reference_part is not None:
+            check_units(test.x, reference_part.x, "the reference part")
         values = {
             "test": test,
             "reference": reference_part,
@@ -165,13 +168,30 @@ class Dataset:
         return part
 
     def sample(self, n: int, seed: int) -> Dataset:
-        """Draw `n` test samples, each class in its share (largest remainder), by `seed`; ids stay."""
+        """Draw `n` test samples, each class in its share (largest remainder), by `seed`; ids and other parts stay."""
         if n >= len(self.test):
             return self
         if n < 1:
             raise UsageError(f"samples must be at least 1, got {n}")
         positions = _stratified(self.test.y, n, np.random.default_rng(seed))
         return self._with(test=self.test.take(positions))
+
+    def set_apart(self, marked: NDArray[np.bool_]) -> Dataset:
+        """Return the same data with the marked rows out of the test part and in the anomalies part; ids stay.
+
+        Raises
+        ------
+        DataError
+            No row would be left to test.
+        """
+        if marked.all():
+            raise DataError(f"{self.source}: all {len(marked)} rows are marked as anomalies, so that none is left to test")
+        if not marked.any():
+            return self
+        apart = self.test.take(np.flatnonzero(marked))
+        unlabelled = Part(apart.x, np.zeros(len(apart), dtype=np.int64), apart.ids)
+        note = f"{len(apart):,} of {len(marked):,} rows are marked as anomalies: the anomaly check alone sees them"
+        return self._with(test=self.test.take(np.flatnonzero(~marked)), anomalies=unlabelled).with_notes(note)
 
     def box(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return lowest and highest value of each input, broadcastable to one sample.
@@ -268,7 +288,38 @@ def _anomalies(anomalies: Dataset | ArrayLike | Tensor, test: Part, source: str)
         part = make_part(x, np.zeros(len(x), dtype=np.int64), {}, f"{source} (anomalies)")
     if part.x.shape[1:] != test.x.shape[1:]:
         raise DataError(f"anomalies should have samples of shape {test.x.shape[1:]} like the data, got {part.x.shape[1:]}")
-    return part
+    check_units(test.x, part.x, "the anomalies")
+    return Part(part.x, np.zeros(len(part), dtype=np.int64), part.ids)
+
+
+def check_units(x: NDArray[Any], other: NDArray[Any], what: str) -> None:
+    """Refuse parts in other units: what tells bytes from fractions would be taken for what tells samples apart.
+
+    Raises
+    ------
+    DataError
+        One holds whole numbers as bytes do, the other fractions from 0 to 1.
+    """
+    held, got = _units(x), _units(other)
+    if held is not None and got is not None and held != got:
+        said = {"bytes": "whole numbers from 0 to 255, as bytes are", "fractions": "fractions from 0 to 1"}
+        raise DataError(
+            f"the data holds {said[held]}, but {what} {said[got]}: save both in the units that the network takes, "
+            "or let --preprocess bring them there"
+        )
+
+
+def _units(x: NDArray[Any]) -> Literal["bytes", "fractions"] | None:
+    """Tell bytes from fractions, where the values leave no doubt."""
+    low, high = float(x.min()), float(x.max())
+    if low < 0 or high > 255 or x.dtype.kind == "b":
+        return None
+    some = x[:: max(1, len(x) // 256)]
+    whole = x.dtype.kind in "ui" or bool((some == np.round(some)).all())
+    if high <= 1:
+        return None if whole else "fractions"
+    # A table of small counts holds whole numbers, too: there only the type says that they are bytes.
+    return "bytes" if whole and (x.dtype == np.uint8 or x.ndim > 2) else None
 
 
 def as_groups(values: Iterable[Any], name: str, source: str) -> NDArray[np.str_]:
@@ -310,13 +361,17 @@ Preprocess = Callable[[Any], ArrayLike]
 
 @dataclass(frozen=True)
 class Reading:
-    """How rows become inputs, labels and groups: what the user stated, the same for the test and the reference part."""
+    """How rows become inputs, labels and groups: what the user stated, the same for all parts.
+
+    `marks` is the column of a table that is 1 for anomalies, and no input.
+    """
 
     target: str | None = None
     inputs: tuple[str, ...] = ()
     sensitive: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
     preprocess: Preprocess | None = None
+    marks: str | None = None
 
 
 def preprocessed(function: Preprocess, raw: Any, n: int) -> NDArray[np.float64]:

@@ -6,12 +6,14 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from audit.data.base import Dataset, Preprocess, Reading, as_array, concatenate, replace_bounds
+from audit.data.base import Dataset, Part, Preprocess, Reading, Role, as_array, check_units, concatenate, replace_bounds
 from audit.errors import DataError, UsageError
 from audit.files import not_a_model_nor_data, read_file
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
 MAX_CLASSES_BYTES = 2**24
 MOST_CLASSES = 100_000
+COLUMN = "column:"
 
 
 def load(
@@ -39,13 +42,16 @@ def load(
     Parameters
     ----------
     source
-        ``.npz`` (keys x, y, and optional sensitive_NAME), ``.csv``, ``.csv.gz`` or ``.parquet`` (with `target`),
-        ``sklearn:NAME``, a pandas DataFrame, a DataLoader or torch Dataset of (x, y) pairs, or a Dataset.
+        ``.npz`` (keys x, y, and optional anomaly and sensitive_NAME), ``.csv``, ``.csv.gz`` or ``.parquet`` (with `target`),
+        a folder with one folder of images a class, ``sklearn:NAME``, a pandas DataFrame, a DataLoader or torch Dataset of
+        (x, y) pairs, or a Dataset.
     reference
         The training part, from a source of any kind.
     anomalies
-        Inputs that are none of what the network is for, from a source of any kind; labels in it are ignored and may be
-        missing. Rows of `source` whose array or column ``anomaly`` is 1 count as such, too.
+        Inputs that are none of what the network is for, from a source of any kind, or an array of inputs; labels in it are
+        ignored and may be missing. For a table ``column:NAME`` marks them in `source` itself: its rows that have a 1 there.
+        Rows of an ``.npz`` whose array ``anomaly`` is 1 count as anomalies, too, with ids behind those of `source`'s rows
+        where there are both.
     target
         Column that holds the label.
     inputs
@@ -69,7 +75,9 @@ def load(
     """
     _named_once(inputs, "--inputs")
     _named_once(sensitive, "--sensitive")
+    marks = anomalies.removeprefix(COLUMN) if isinstance(anomalies, str) and anomalies.startswith(COLUMN) else None
     reading = Reading(
+        marks=marks,
         target=target,
         inputs=tuple(inputs),
         sensitive=tuple(sensitive),
@@ -77,10 +85,14 @@ def load(
         preprocess=preprocess,
     )
     data = _read(source, reading)
+    if marks is not None and not _is_table(source):
+        raise UsageError(f"--anomalies {anomalies}: {data.source} is not read as a table, so that it has no column {marks!r}")
+    # The classes that a folder of images names by its folders hold for the other parts, too.
+    reading = replace(reading, classes=reading.classes or data.classes)
     if reference is not None:
-        # Groups are compared on the test part only, so the reference part need not have the sensitive columns.
-        part = _read(reference, reading, reference=True)
-        data = _join(data, part)
+        data = _join(data, _read(reference, reading, "reference"))
+    if anomalies is not None and marks is None:
+        data = _with_anomalies(data, _read_anomalies(anomalies, data, reading))
     return replace_bounds(data, bounds) if bounds is not None else data
 
 
@@ -117,30 +129,51 @@ def _twice(names: Sequence[str]) -> str | None:
     return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
-def _read(source: Any, reading: Reading, *, reference: bool = False) -> Dataset:
+def _read(source: Any, reading: Reading, role: Role = "test") -> Dataset:
     if isinstance(source, Dataset):
         return source
     if isinstance(source, str | os.PathLike):
-        return _read_path(str(source), reading, reference=reference)
+        return _read_path(str(source), reading, role)
     if hasattr(source, "columns") and hasattr(source, "to_numpy"):
         from audit.data.tables import from_frame
 
-        return from_frame(source, reading, "DataFrame", "", reference=reference)
+        return from_frame(source, reading, "DataFrame", "", role)
     if isinstance(source, Mapping):
         from audit.data.arrays import from_mapping
 
-        return from_mapping(source, reading, "arrays", "")
+        return from_mapping(source, reading, "arrays", "", role)
     return _from_pairs(source)
 
 
-def _read_path(source: str, reading: Reading, *, reference: bool) -> Dataset:
+def _is_table(source: Any) -> bool:
+    if isinstance(source, str | os.PathLike):
+        name = str(source).lower()
+        return name.endswith((".csv", ".csv.gz", ".parquet")) or (name.startswith("sklearn:") and name != "sklearn:digits")
+    return hasattr(source, "columns") and hasattr(source, "to_numpy")
+
+
+def _read_anomalies(source: Any, data: Dataset, reading: Reading) -> Dataset:
+    """Read anomalies; inputs alone will do."""
+    import torch
+
+    if isinstance(source, np.ndarray | torch.Tensor):
+        bare = Dataset(source, np.zeros(len(source), dtype=np.int64), source="array")
+        return bare._with(columns=data.columns)  # an array names no columns: their number is checked by its shape
+    return _read(source, reading, "anomalies")
+
+
+def _read_path(source: str, reading: Reading, role: Role) -> Dataset:
     if source.startswith("sklearn:"):
         from audit.data.sklearn import load_bundled
 
         return load_bundled(source.removeprefix("sklearn:"), reading)
     name = source.lower()
-    if not name.endswith((".npz", ".csv", ".csv.gz", ".parquet")) and not Path(source).is_dir():
-        raise DataError(f"data should be .npz, .csv, .csv.gz, .parquet or sklearn:NAME, got {source}")
+    if Path(source).is_dir():
+        from audit.data.images import from_folder
+
+        return from_folder(Path(source), reading, role)
+    if not name.endswith((".npz", ".csv", ".csv.gz", ".parquet")):
+        raise DataError(f"data should be .npz, .csv, .csv.gz, .parquet, a folder of images or sklearn:NAME, got {source}")
     content = read_file(Path(source), "data file", DataError)
     something_else = not_a_model_nor_data(content)
     if something_else is not None:
@@ -149,14 +182,14 @@ def _read_path(source: str, reading: Reading, *, reference: bool) -> Dataset:
     if name.endswith(".npz"):
         from audit.data.arrays import from_npz
 
-        return from_npz(content, reading, source, sha256)
+        return from_npz(content, reading, source, sha256, role)
     from audit.data import tables
 
     try:
         frame = _frame(name, content, reading)
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
-    return tables.from_frame(frame, reading, source, sha256, reference=reference)
+    return tables.from_frame(frame, reading, source, sha256, role)
 
 
 def _frame(name: str, content: bytes, reading: Reading) -> pd.DataFrame:
@@ -169,7 +202,6 @@ def _frame(name: str, content: bytes, reading: Reading) -> pd.DataFrame:
 
 def _from_pairs(source: Any) -> Dataset:
     """Collect (x, y): from a pair of arrays, a DataLoader (batches) or a torch Dataset (single samples)."""
-    import numpy as np
     from torch import Tensor
     from torch.utils.data import DataLoader
 
@@ -233,15 +265,36 @@ def _shuffles(loader: Any) -> bool:
 
 
 def _join(data: Dataset, part: Dataset) -> Dataset:
-    if part.columns != data.columns and part.test.x.ndim == 2:
-        odd = sorted(set(part.columns) ^ set(data.columns))
-        raise DataError(
-            "the reference part should have the columns of the data in the same order; "
-            f"these differ: {', '.join(odd[:8]) or 'the order'}"
+    _check_fits(data, part, "the reference part")
+    joined = data._with(reference=part.test, sha256=_both(data, part))
+    if part.anomalies is not None:
+        joined = joined.with_notes(
+            f"{len(part.anomalies):,} rows of the reference part are marked as anomalies and were left out of it"
         )
-    if part.test.x.shape[1:] != data.test.x.shape[1:]:
-        raise DataError(f"the reference part should have samples of shape {data.test.x.shape[1:]}, got {part.test.x.shape[1:]}")
-    joined = data._with(reference=part.test, sha256=hashlib.sha256(f"{data.sha256} {part.sha256}".encode()).hexdigest())
     if (part.test.x.shape == data.test.x.shape) and part.test.sha256() == data.test.sha256():
         joined = joined.with_notes("the reference part is the same as the test part: no overfitting can show")
     return joined
+
+
+def _with_anomalies(data: Dataset, part: Dataset) -> Dataset:
+    _check_fits(data, part, "the anomalies")
+    x, ids = part.test.x, part.test.ids
+    if data.anomalies is not None:
+        # Noise is keyed by ids, so that no two samples of a part may share one.
+        x, ids = np.concatenate((data.anomalies.x, x)), np.concatenate((data.anomalies.ids, ids + data.rows))
+    return data._with(anomalies=Part(x, np.zeros(len(x), dtype=np.int64), ids), sha256=_both(data, part))
+
+
+def _both(data: Dataset, part: Dataset) -> str:
+    return hashlib.sha256(f"{data.sha256} {part.sha256}".encode()).hexdigest()
+
+
+def _check_fits(data: Dataset, part: Dataset, what: str) -> None:
+    if part.columns != data.columns and part.test.x.ndim == 2:
+        odd = sorted(set(part.columns) ^ set(data.columns))
+        raise DataError(
+            f"{what} should have the columns of the data in the same order; these differ: {', '.join(odd[:8]) or 'the order'}"
+        )
+    if part.test.x.shape[1:] != data.test.x.shape[1:]:
+        raise DataError(f"{what} should have samples of shape {data.test.x.shape[1:]}, got {part.test.x.shape[1:]}")
+    check_units(data.test.x, part.test.x, what)

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from audit.data.arrays import label_codes
-from audit.data.base import Dataset, Reading, preprocessed
+from audit.data.arrays import anomaly_marks, codes_of_unmarked
+from audit.data.base import Dataset, Reading, Role, preprocessed
 from audit.errors import DataError, UsageError, closest
 from audit.files import memory_limit
 
 if TYPE_CHECKING:
     import pandas as pd
+    from numpy.typing import NDArray
 
 MAX_RATIO = 200  # a table of zeros and ones packs about 100 to 1; the format's own limit is about 1000 to 1
 SMALL = 64 * 2**20  # unpacked, harmless at any ratio
@@ -105,7 +106,7 @@ def _stated_columns(names: list[str], reading: Reading | None) -> list[str] | No
     """Return the columns to read; None for all, also where one is missing, so that the error can list what there is."""
     if reading is None or not reading.inputs or reading.target is None or len(set(names)) < len(names):
         return None
-    wanted = {reading.target, *reading.inputs, *reading.sensitive}
+    wanted = {reading.target, *reading.inputs, *reading.sensitive, *([reading.marks] if reading.marks else [])}
     return [name for name in names if name in wanted] if wanted <= set(names) else None
 
 
@@ -163,43 +164,77 @@ def _check_size(size: int, limit: int, packed: int) -> None:
         )
 
 
-def from_frame(frame: pd.DataFrame, reading: Reading, source: str, sha256: str, *, reference: bool = False) -> Dataset:
-    """Build a Dataset from a frame: target, inputs and sensitive columns as stated."""
+def from_frame(frame: pd.DataFrame, reading: Reading, source: str, sha256: str, role: Role = "test") -> Dataset:
+    """Build a Dataset from a frame: target, inputs and sensitive columns as stated; anomalies need no target."""
     frame = frame.rename(columns=str)
     if not frame.columns.is_unique:
         twice = sorted(set(frame.columns[frame.columns.duplicated()]))
         raise DataError(f"{source}: two columns are called {twice[0]!r}; give each its own name")
-    if reading.target is None:
-        raise UsageError(f"{source} is a table: say which column is the label with --target ({_listed(frame)})")
-    _require(frame, reading.target, "--target", source)
-    if reading.target in reading.inputs:
-        raise UsageError(f"--inputs names {reading.target!r}, which is the --target: the network would be given the answer")
-    sensitive = [name for name in reading.sensitive if not reference or name in frame.columns]
-    for name in sensitive:
-        _require(frame, name, "--sensitive", source)
+    _check_stated(frame, reading, source, role)
     if len(frame) == 0:
         raise DataError(f"{source} holds no rows: nothing to audit")
     inputs = input_columns(frame, reading)
     for name in inputs:
         _require(frame, name, "--inputs", source)
-    gaps = int(frame[reading.target].isna().sum())
-    if gaps:
-        raise DataError(f"{source}: column {reading.target!r} (the target) is missing in {gaps} rows; drop them")
+    if role == "anomalies":
+        y: Any = np.zeros(len(frame), dtype=np.int64)
+        marked = np.zeros(len(frame), dtype=np.bool_)
+    else:
+        marked = _marked(frame, reading, source)
+        y = _target(frame, reading, marked, source)
     if reading.preprocess is not None:
         x: Any = preprocessed(reading.preprocess, frame[inputs], len(frame))
         columns = None
     else:
         x, columns = numbers(frame, inputs, source), inputs
-    return Dataset(
+    data = Dataset(
         x,
-        label_codes(_labels(frame[reading.target]), reading.classes, source),
+        y,
         columns=columns,
-        sensitive={name: _without_gaps(frame[name]) for name in sensitive},
+        sensitive={name: _without_gaps(frame[name]) for name in _groups(frame, reading, role)},
         classes=reading.classes,
         source=source,
         sha256=sha256 or _frame_sha256(frame),
         notes=_notes(frame, reading, inputs),
     )
+    return data.set_apart(marked)
+
+
+def _check_stated(frame: pd.DataFrame, reading: Reading, source: str, role: Role) -> None:
+    """Hold the columns that the user named against those that there are."""
+    if role != "anomalies":
+        if reading.target is None:
+            raise UsageError(f"{source} is a table: say which column is the label with --target ({_listed(frame)})")
+        _require(frame, reading.target, "--target", source)
+    if reading.target is not None and reading.target in reading.inputs:
+        raise UsageError(f"--inputs names {reading.target!r}, which is the --target: the network would be given the answer")
+    for name in _groups(frame, reading, role):
+        _require(frame, name, "--sensitive", source)
+    if reading.marks is None:
+        return
+    if reading.marks == reading.target or reading.marks in reading.inputs:
+        raise UsageError(f"--anomalies names column {reading.marks!r}, which is the --target or one of the --inputs, too")
+    if role == "test":
+        _require(frame, reading.marks, "--anomalies", source)
+
+
+def _groups(frame: pd.DataFrame, reading: Reading, role: Role) -> list[str]:
+    # Groups are compared on the test part alone, so that the others need not have them.
+    return [name for name in reading.sensitive if role == "test" or name in frame.columns]
+
+
+def _marked(frame: pd.DataFrame, reading: Reading, source: str) -> NDArray[np.bool_]:
+    if reading.marks is None or reading.marks not in frame.columns:
+        return anomaly_marks(None, len(frame), source)
+    return anomaly_marks(_labels(frame[reading.marks]), len(frame), f"{source}: column {reading.marks!r} (--anomalies)")
+
+
+def _target(frame: pd.DataFrame, reading: Reading, marked: NDArray[np.bool_], source: str) -> Any:
+    column = frame[reading.target]
+    gaps = int(column[~marked].isna().sum())
+    if gaps:
+        raise DataError(f"{source}: column {reading.target!r} (the target) is missing in {gaps} rows; drop them")
+    return codes_of_unmarked(_labels(column), marked, reading.classes, source)
 
 
 def input_columns(frame: pd.DataFrame, reading: Reading) -> list[str]:
@@ -210,7 +245,7 @@ def input_columns(frame: pd.DataFrame, reading: Reading) -> list[str]:
     """
     if reading.inputs:
         return list(reading.inputs)
-    columns = [name for name in frame.columns if name != reading.target]
+    columns = [name for name in frame.columns if name not in (reading.target, reading.marks)]
     if reading.preprocess is not None:
         return columns
     return [name for name in columns if name not in reading.sensitive or _is_numeric(frame[name])]
@@ -280,7 +315,7 @@ def _without_gaps(column: pd.Series[Any]) -> Any:
 
 
 def _notes(frame: pd.DataFrame, reading: Reading, inputs: list[str]) -> tuple[str, ...]:
-    left_out = [name for name in frame.columns if name != reading.target and name not in inputs]
+    left_out = [name for name in frame.columns if name not in (reading.target, reading.marks, *inputs)]
     notes = []
     if left_out and not reading.inputs:
         notes.append(f"sensitive columns that hold text are not inputs: {', '.join(left_out)}")

@@ -1,1 +1,9 @@
-"""Training that makes a network harder to fool: one training loop, one file a method."""
+"""Hardening: training that makes a network more robust, one file a method, on one training loop."""
+
+from audit.hardening.base import METHODS, harden
+from audit.hardening.history import Epoch, History
+from audit.hardening.method import Ascent, Method
+from audit.hardening.options import HardeningOptions
+from audit.hardening.validation import robust_accuracy, training_data
+
+__all__ = ["METHODS", "Ascent", "Epoch", "HardeningOptions", "History", "Method", "harden", "robust_accuracy", "training_data"]

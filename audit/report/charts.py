@@ -11,7 +11,7 @@ import math
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from html import escape
 from itertools import pairwise
@@ -23,12 +23,29 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.transforms import Affine2D, Transform
 
-from audit.report.figures import Bars, Curve, Matrix, Reliability, Scatter, Series, Shape, finite_values
-from audit.report.text import clip, count, number, width
+from audit.report.figures import (
+    Bars,
+    Curve,
+    Histogram,
+    HistogramGroup,
+    Matrix,
+    Paired,
+    Panel,
+    Reliability,
+    Scatter,
+    Series,
+    Shape,
+    Side,
+    SmallMultiples,
+    finite_values,
+)
+from audit.report.text import clip, count, number, signed, width
 
 INK, MUTED, RULE, ACCENT, WARM, BAR = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
+PLUS, MINUS = "#070707", "#080808"
 SERIES = ["#0a0101", "#0a0202", "#0a0303", "#0a0404", "#0a0505", "#0a0606"]
 _VARIABLES = {
     INK: "var(--ink)",
@@ -37,12 +54,14 @@ _VARIABLES = {
     ACCENT: "var(--accent)",
     WARM: "var(--warm)",
     BAR: "var(--bar)",
+    PLUS: "var(--plus)",
+    MINUS: "var(--minus)",
     **{color: f"var(--series-{i})" for i, color in enumerate(SERIES, 1)},
 }
 _DASHES: list[Any] = ["-", (0, (5, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, (1, 1)), (0, (9, 3))]
 _MARKERS = ["o", "s", "^", "D", "v", "P"]
 
-MAX_BARS, MAX_CLASSES, MAX_POINTS, MAX_SERIES = 60, 100, 2000, 12
+MAX_BARS, MAX_CLASSES, MAX_POINTS, MAX_SERIES, MAX_FAINT, MAX_PANELS = 60, 100, 2000, 12, 100, 24
 _WIDE, _HALF, _ROW, _CHARACTER = 720, 512, 24, 6.6
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -93,9 +112,11 @@ def draw(kind: str, title: str, shape: Shape, prefix: str) -> str | None:
 
 
 def is_wide(shape: Shape | None) -> bool:
-    """Return whether the chart takes the whole width of the page: bars with long labels, and matrices of many classes."""
-    if isinstance(shape, Bars):
+    """Return whether the chart takes the whole width of the page: long labels, many classes, a grid."""
+    if isinstance(shape, Bars | Paired):
         return max(map(width, shape.labels), default=0.0) > 18
+    if isinstance(shape, SmallMultiples):
+        return len(shape.panels) > 2
     return isinstance(shape, Matrix) and len(shape.columns) > 20
 
 
@@ -103,16 +124,49 @@ def describe(kind: str, shape: Shape) -> str:
     """Return what the chart shows in one sentence, for those who cannot see it."""
     if isinstance(shape, Bars):
         return _describe_bars(kind, shape)
-    if isinstance(shape, Matrix):
-        return f"Matrix of {len(shape.row_names)} rows ({shape.ylabel}) and {len(shape.columns)} columns ({shape.xlabel})."
-    if isinstance(shape, Reliability):
-        return f"Accuracy against confidence in {len(shape.n)} bins, {count(sum(shape.n))} samples."
-    if isinstance(shape, Curve):
-        names = ", ".join(clip(s.name, 40) for s in shape.series[:MAX_SERIES])
-        return f"{shape.ylabel} over {shape.xlabel}: {names}."
-    if isinstance(shape, Scatter):
-        return f"{count(len(shape.x))} points, {shape.ylabel} against {shape.xlabel}."
-    return ""
+    say = _SENTENCES.get(type(shape))
+    return say(shape) if say is not None else ""
+
+
+def _describe_lines(shape: Curve) -> str:
+    named = [line for line in shape.series if not line.faint]
+    faint = len(shape.series) - len(named)
+    names = ", ".join(clip(line.name, 40) for line in named[:MAX_SERIES])
+    thin = f"{' and ' if names else ''}{count(faint)} thin lines" if faint else ""
+    return f"{shape.ylabel} over {shape.xlabel}: {names}{thin}."
+
+
+def _describe_pairs(shape: Paired) -> str:
+    pairs = [(after - before, label) for before, after, label in zip(shape.before.values, shape.after.values, shape.labels,
+             strict=True) if before is not None and after is not None]  # fmt: skip
+    if not pairs:
+        return f"{len(shape.labels)} pairs, none with both values."
+    down, up = min(pairs), max(pairs)
+    unit = _unit([*shape.before.values, *shape.after.values])
+    return (
+        f"{len(shape.labels)} pairs, {clip(shape.before_name, 40)} and {clip(shape.after_name, 40)}; changes from "
+        f"{signed(down[0], unit)} ({clip(down[1], 40)}) to {signed(up[0], unit)} ({clip(up[1], 40)})."
+    )
+
+
+def _describe_histogram(shape: Histogram) -> str:
+    names = ", ".join(f"{clip(group.name, 40)} ({count(group.n)})" for group in shape.series[:MAX_SERIES])
+    mark = "" if shape.threshold is None else f"; {clip(shape.threshold_label, 40)} at {number(shape.threshold)}"
+    return f"{shape.ylabel} over {shape.xlabel} in {len(shape.edges) - 1} bins: {names}{mark}."
+
+
+_SENTENCES: dict[type[Shape], Callable[[Any], str]] = {
+    Matrix: lambda s: f"Matrix of {len(s.row_names)} rows ({s.ylabel}) and {len(s.columns)} columns ({s.xlabel}).",
+    Reliability: lambda s: f"Accuracy against confidence in {len(s.n)} bins, {count(sum(s.n))} samples.",
+    Curve: _describe_lines,
+    SmallMultiples: lambda s: (
+        f"{len(s.panels)} small charts of {s.ylabel} over {s.xlabel}: "
+        f"{', '.join(clip(panel.title, 40) for panel in s.panels[:MAX_PANELS])}."
+    ),
+    Paired: _describe_pairs,
+    Histogram: _describe_histogram,
+    Scatter: lambda s: f"{count(len(s.x))} points, {s.ylabel} against {s.xlabel}.",
+}
 
 
 def _describe_bars(kind: str, shape: Bars) -> str:
@@ -130,16 +184,8 @@ def _describe_bars(kind: str, shape: Bars) -> str:
 def _canvas(kind: str, shape: Shape) -> Canvas | None:
     if isinstance(shape, Bars):
         return _rows(shape, points=kind == "forest") if shape.labels else None
-    if isinstance(shape, Matrix):
-        drawable = 0 < len(shape.row_names) <= MAX_CLASSES and 0 < len(shape.columns) <= MAX_CLASSES
-        return _matrix(shape) if drawable else None
-    if isinstance(shape, Reliability):
-        return _reliability(shape) if shape.n else None
-    if isinstance(shape, Curve):
-        return _curve(shape) if any(finite_values(s.y) for s in shape.series) else None
-    if isinstance(shape, Scatter):
-        return _scatter(shape)
-    return None
+    painter = _PAINTERS.get(type(shape))
+    return painter(shape) if painter is not None else None
 
 
 @contextmanager
@@ -152,9 +198,14 @@ def _house_style() -> Iterator[None]:
 
 def _axes(wide: float, high: float, left: float, top: float, right: float, bottom: float) -> tuple[Canvas, Axes]:
     """Return a canvas of `wide` by `high` CSS pixels with one plain pair of axes inside the margins."""
+    canvas = _blank(wide, high)
+    return canvas, _add_axes(canvas, wide, high, left, top, right, bottom)
+
+
+def _blank(wide: float, high: float) -> Canvas:
     canvas = Canvas(figsize=(wide / 72, high / 72), dpi=72, facecolor="none")
     FigureCanvasSVG(canvas)
-    return canvas, _add_axes(canvas, wide, high, left, top, right, bottom)
+    return canvas
 
 
 def _add_axes(canvas: Canvas, wide: float, high: float, left: float, top: float, right: float, bottom: float) -> Axes:
@@ -187,6 +238,8 @@ def _rows(shape: Bars, *, points: bool) -> Canvas:
     axes.xaxis.set_major_locator(MaxNLocator(6 if is_wide(shape) else 4))
     for row in range(shown):
         _row(axes, shape, row, points=points)
+    if shape.signed:
+        axes.axvline(0, color=INK, linewidth=1, clip_on=False)
     _margin_columns(axes, shape, shown)
     _reference_line(axes, shape)
     return canvas
@@ -197,7 +250,8 @@ def _row(axes: Axes, shape: Bars, row: int, *, points: bool) -> None:
     low = shape.low[row] if shape.low else None
     high = shape.high[row] if shape.high else None
     if value is not None and not points:
-        axes.barh(row, value, height=0.62, color=BAR, linewidth=0, clip_on=False)
+        color = BAR if not shape.signed else PLUS if value >= 0 else MINUS
+        axes.barh(row, value, height=0.62, color=color, linewidth=0, clip_on=False)
     if low is not None and high is not None:
         axes.plot([low, high], [row, row], color=ACCENT if points else INK, linewidth=1.6, clip_on=False)
         for end in (low, high):
@@ -210,7 +264,8 @@ def _margin_columns(axes: Axes, shape: Bars, shown: int) -> None:
     place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
     unit = _unit(shape.values)
     for row in range(shown):
-        axes.annotate(number(shape.values[row], unit), (1, row), xytext=(64, 0), ha="right", **place)
+        written = signed(shape.values[row], unit) if shape.signed else number(shape.values[row], unit)
+        axes.annotate(written, (1, row), xytext=(64, 0), ha="right", **place)
         if shape.n:
             axes.annotate(count(shape.n[row]), (1, row), xytext=(134, 0), ha="right", color=MUTED, **place)
     if shape.n:
@@ -231,6 +286,73 @@ def _reference_line(axes: Axes, shape: Bars) -> None:
         name, (shape.reference, 1), xycoords=("data", "axes fraction"), xytext=(0, 8), textcoords="offset points",
         ha=side, color=WARM,
     )  # fmt: skip
+
+
+# --- before and after --------------------------------------------------------------------------------------------------
+
+
+_PAIR_ROW = 38
+_SIDES = ((SERIES[1], "D", -0.19), (SERIES[0], "o", 0.19))  # color, marker and place differ together
+
+
+def _paired(shape: Paired) -> Canvas | None:
+    sides = (shape.before, shape.after)
+    shown = min(len(shape.labels), MAX_BARS)
+    if not any(finite_values(side.values[:shown]) for side in sides):
+        return None
+    labels = [clip(label, 34) for label in shape.labels[:shown]]
+    left = min(260.0, 26 + _CHARACTER * max(width(label) for label in labels))
+    top, bottom, right = 34, 48, 92
+    canvas, axes = _axes(_WIDE if is_wide(shape) else _HALF, top + bottom + _PAIR_ROW * shown, left, top, right, bottom)
+    axes.grid(visible=False, axis="y")
+    axes.set_ylim(shown - 0.5, -0.5)
+    axes.set_yticks(range(shown), labels)
+    axes.set_xlabel(clip(shape.xlabel, 80), labelpad=8)
+    axes.set_xlim(*_padded(finite_values(*(c[:shown] for side in sides for c in (side.values, side.low, side.high) if c))))
+    axes.xaxis.set_major_locator(MaxNLocator(6 if is_wide(shape) else 4))
+    axes.tick_params(axis="y", pad=14)  # a point at the left end does not touch its label
+    for row in range(shown):
+        _dumbbell(axes, sides, row)
+    _pair_values(axes, sides, shown)
+    _pair_legend(axes, shape, left, shown)
+    return canvas
+
+
+def _dumbbell(axes: Axes, sides: tuple[Side, Side], row: int) -> None:
+    places = [(side.values[row], row + shift) for side, (_, _, shift) in zip(sides, _SIDES, strict=True)]
+    known = [(value, place) for value, place in places if value is not None]
+    if len(known) == 2:
+        axes.plot([value for value, _ in known], [place for _, place in known], color=MUTED, linewidth=1, clip_on=False)
+    for side, (color, marker, shift) in zip(sides, _SIDES, strict=True):
+        value, low, high = (c[row] if c else None for c in (side.values, side.low, side.high))
+        if low is not None and high is not None:
+            axes.plot([low, high], [row + shift] * 2, color=color, linewidth=1.6, clip_on=False)
+        if value is not None:
+            axes.plot([value], [row + shift], marker, color=color, markersize=7, clip_on=False)
+
+
+def _pair_values(axes: Axes, sides: tuple[Side, Side], shown: int) -> None:
+    unit = _unit([value for side in sides for value in side.values])
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+    for row in range(shown):
+        for side, (color, _, shift) in zip(sides, _SIDES, strict=True):
+            written = number(side.values[row], unit)
+            axes.annotate(written, (1, row + shift), xytext=(80, 0), ha="right", color=color, fontsize=11, **place)
+
+
+def _pair_legend(axes: Axes, shape: Paired, left: float, shown: int) -> None:
+    x, y = -(left - 16), _PAIR_ROW * shown + 18
+    for name, (color, marker, _) in zip((shape.before_name, shape.after_name), _SIDES, strict=True):
+        at: dict[str, Any] = {"xycoords": "axes points", "textcoords": "offset points", "va": "center"}
+        axes.plot([x], [y], marker, color=color, markersize=7, clip_on=False, transform=_points(axes))
+        axes.annotate(clip(name, 26), (0, 0), xytext=(x + 11, y), **at)
+        x += 44 + _CHARACTER * width(clip(name, 26))
+
+
+def _points(axes: Axes) -> Transform:
+    """Return CSS pixels from the lower left corner of the axes."""
+    box = axes.get_window_extent()
+    return Affine2D().translate(box.x0, box.y0)
 
 
 def _unit(values: Sequence[float | None]) -> str:
@@ -265,8 +387,10 @@ def _padded(values: Sequence[float], *, from_zero: bool = False) -> tuple[float,
 # --- matrix ------------------------------------------------------------------------------------------------------------
 
 
-def _matrix(shape: Matrix) -> Canvas:
+def _matrix(shape: Matrix) -> Canvas | None:
     rows, columns = len(shape.row_names), len(shape.columns)
+    if not (0 < rows <= MAX_CLASSES and 0 < columns <= MAX_CLASSES):
+        return None
     row_labels, column_labels = [clip(name, 22) for name in shape.row_names], [clip(name, 22) for name in shape.columns]
     left = 44 + _CHARACTER * max(width(label) for label in row_labels)
     wide = _WIDE if is_wide(shape) else _HALF
@@ -330,7 +454,9 @@ def _cell_texts(axes: Axes, shape: Matrix) -> None:
 # --- reliability -------------------------------------------------------------------------------------------------------
 
 
-def _reliability(shape: Reliability) -> Canvas:
+def _reliability(shape: Reliability) -> Canvas | None:
+    if not shape.n:
+        return None
     high, left, top = 528, 64, 30
     canvas, axes = _axes(_HALF, high, left, top, 24, 150)
     start = _calibration_start(shape)
@@ -380,25 +506,42 @@ def _calibration_start(shape: Reliability) -> float:
 _CURVE_HEIGHT = 268
 
 
-def _curve(shape: Curve) -> Canvas:
-    series = shape.series[:MAX_SERIES]
-    columns = 1 if any(width(line.name) > 24 for line in series) else 2
-    legend_rows = -(-len(series) // columns) if len(series) > 1 or series[0].name else 0
+def _curve(shape: Curve) -> Canvas | None:
+    named = [line for line in shape.series if not line.faint][:MAX_SERIES]
+    faint = [line for line in shape.series if line.faint][:MAX_FAINT]
+    if not any(finite_values(line.y) for line in (*named, *faint)):
+        return None
+    names = [line.name for line in named] if len(named) > 1 or any(line.name for line in named) else []
+    columns, legend_rows = _legend_size(names)
     top = 12 + 20 * legend_rows
     canvas, axes = _axes(_HALF, top + _CURVE_HEIGHT + 52, 64, top, 24, 52)
-    for index, line in enumerate(series):
-        _line(axes, line, index)
-    xs = finite_values(*(line.x for line in series))
+    _lines(axes, faint, named)
+    xs, ys = _extent((*named, *faint))
     axes.set_xlim(*((min(xs), max(xs)) if min(xs) < max(xs) else _padded(xs)))
-    axes.set_ylim(*_padded(finite_values(*(column for line in series for column in (line.y, line.low, line.high)))))
+    axes.set_ylim(*_padded(ys))
+    _plane(axes, shape.xlabel, shape.ylabel)
+    _legend(axes, names, columns)
+    return canvas
+
+
+def _plane(axes: Axes, xlabel: str, ylabel: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(7))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.tick_params(axis="y", labelcolor=MUTED)
-    axes.set_xlabel(clip(shape.xlabel, 80), labelpad=8)
-    axes.set_ylabel(clip(shape.ylabel, 60), labelpad=8)
-    if legend_rows:
-        _legend(axes, series, columns)
-    return canvas
+    axes.set_xlabel(clip(xlabel, 80), labelpad=8)
+    axes.set_ylabel(clip(ylabel, 60), labelpad=8)
+
+
+def _lines(axes: Axes, faint: Sequence[Series], named: Sequence[Series]) -> None:
+    for line in faint:
+        axes.plot(line.x, _gaps(line.y), color=MUTED, alpha=0.3, linewidth=0.8, clip_on=False)
+    for index, line in enumerate(named):
+        _line(axes, line, index)
+
+
+def _extent(lines: Sequence[Series]) -> tuple[list[float], list[float]]:
+    ys = finite_values(*(column for line in lines for column in (line.y, line.low, line.high)))
+    return finite_values(*(line.x for line in lines)), ys
 
 
 def _look(index: int) -> dict[str, Any]:
@@ -407,8 +550,8 @@ def _look(index: int) -> dict[str, Any]:
     return {"color": SERIES[index % 6], "linestyle": _DASHES[index % 6], "marker": marker, "markersize": 6, "clip_on": False}
 
 
-def _line(axes: Axes, line: Series, index: int) -> None:
-    look = _look(index)
+def _line(axes: Axes, line: Series, index: int, **changes: Any) -> None:
+    look = {**_look(index), **changes}
     if line.low and line.high:
         axes.fill_between(line.x, _gaps(line.low), _gaps(line.high), color=look["color"], alpha=0.16, linewidth=0)
     axes.plot(line.x, _gaps(line.y), markevery=max(1, len(line.x) // 24), **look)
@@ -418,13 +561,140 @@ def _gaps(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
 
 
-def _legend(axes: Axes, series: Sequence[Series], columns: int) -> None:
-    """Write the names above the axes, each behind a piece of its line."""
-    rows = -(-len(series) // columns)
-    for index, line in enumerate(series):
-        x, y = 0.5 * (index % columns), 1 + (14 + 20 * (rows - 1 - index // columns)) / _CURVE_HEIGHT
+def _legend_size(names: Sequence[str]) -> tuple[int, int]:
+    """Return the columns and rows of the legend."""
+    columns = 1 if any(width(name) > 24 for name in names) else 2
+    return columns, -(-len(names) // columns)
+
+
+def _legend(axes: Axes, names: Sequence[str], columns: int, *, above: float = 0) -> None:
+    """Write the names `above` pixels over the axes, each behind a piece of its line."""
+    rows = -(-len(names) // columns)
+    for index, name in enumerate(names):
+        x, y = 0.5 * (index % columns), 1 + (14 + above + 20 * (rows - 1 - index // columns)) / _CURVE_HEIGHT
         axes.plot([x, x + 0.025, x + 0.05], [y] * 3, transform=axes.transAxes, markevery=[1], **_look(index))
-        axes.text(x + 0.062, y, clip(line.name, 50), va="center", transform=axes.transAxes)
+        axes.text(x + 0.062, y, clip(name, 50), va="center", transform=axes.transAxes)
+
+
+# --- small multiples -----------------------------------------------------------------------------------------------------
+
+
+_PANEL_HEIGHT, _PANEL_TITLE = 112, 26
+
+
+def _small_multiples(shape: SmallMultiples) -> Canvas | None:
+    panels = shape.panels[:MAX_PANELS]
+    xs, ys = _extent([line for panel in panels for line in panel.series])
+    if not xs or not ys:
+        return None
+    names = list(dict.fromkeys(line.name for panel in panels for line in panel.series if not line.faint))[:MAX_SERIES]
+    shown_names = names if len(names) > 1 else []
+    across = len(panels) if len(panels) <= 4 else 3 if len(panels) in (5, 6, 9) else 4
+    down = -(-len(panels) // across)
+    wide = _WIDE if is_wide(shape) else _HALF
+    left, right, gap, bottom = 56.0, 12.0, 16.0, 48.0
+    side = (wide - left - right - gap * (across - 1)) / across
+    head = 8.0 + 20 * -(-len(shown_names) // 3)
+    high = head + down * (_PANEL_HEIGHT + _PANEL_TITLE) + bottom
+    canvas = _blank(wide, high)
+    low, top = _padded(ys)
+    limits = (low if shape.ymin is None else shape.ymin, top if shape.ymax is None else shape.ymax)
+    ends = (min(xs), max(xs)) if min(xs) < max(xs) else _padded(xs)
+    steps = sorted(set(xs))  # a few steps, such as severities, are named one by one
+    for index, panel in enumerate(panels):
+        row, column = divmod(index, across)
+        x, y = left + column * (side + gap), head + row * (_PANEL_HEIGHT + _PANEL_TITLE) + _PANEL_TITLE
+        axes = _add_axes(canvas, wide, high, x, y, wide - x - side, high - y - _PANEL_HEIGHT)
+        axes.set_xlim(*ends)
+        axes.xaxis.set_major_locator(FixedLocator(steps) if _sparse(steps) else MaxNLocator(4, prune="both"))
+        axes.set_ylim(*(limits if limits[0] < limits[1] else _padded(ys)))
+        _panel(axes, panel, names, side)
+        last = index + across >= len(panels)
+        axes.tick_params(labelleft=column == 0, labelbottom=last, labelcolor=MUTED)
+    _grid_words(canvas, shape, shown_names, wide, high)
+    return canvas
+
+
+def _sparse(steps: Sequence[float]) -> bool:
+    return all(after - before > 0.1 * (steps[-1] - steps[0]) for before, after in pairwise(steps))
+
+
+def _panel(axes: Axes, panel: Panel, names: Sequence[str], side: float) -> None:
+    for line in [line for line in panel.series if line.faint][:MAX_FAINT]:
+        axes.plot(line.x, _gaps(line.y), color=MUTED, alpha=0.3, linewidth=0.8)
+    for line in panel.series:
+        if not line.faint and line.name in names:
+            _line(axes, line, names.index(line.name), markersize=4, clip_on=True)
+    axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.text(0, 1 + 9 / _PANEL_HEIGHT, clip(panel.title, int(side / 6.2)), transform=axes.transAxes, va="center")
+
+
+def _grid_words(canvas: Canvas, shape: SmallMultiples, names: Sequence[str], wide: float, high: float) -> None:
+    """Write the names of the lines at the head, and the labels of the common axes at the edges."""
+    page = _add_axes(canvas, wide, high, 0, 0, 0, 0)
+    page.set_axis_off()
+    page.set_xlim(0, wide)
+    page.set_ylim(high, 0)
+    for index, name in enumerate(names):
+        x, y = 56 + (wide - 56) / 3 * (index % 3), 10 + 20 * (index // 3)
+        page.plot([x, x + 12, x + 24], [y] * 3, markevery=[1], **_look(index))
+        page.text(x + 31, y, clip(name, int((wide - 56) / 3 / _CHARACTER) - 6), va="center")
+    page.text((wide + 44) / 2, high - 8, clip(shape.xlabel, 80), color=MUTED, ha="center", va="center")
+    page.text(10, high / 2, clip(shape.ylabel, 60), color=MUTED, rotation=90, ha="center", va="center")
+
+
+# --- histogram -----------------------------------------------------------------------------------------------------------
+
+
+def _histogram(shape: Histogram) -> Canvas | None:
+    groups = shape.series[:MAX_SERIES]
+    if not any(finite_values(group.share) for group in groups):
+        return None
+    names = [_group_name(group) for group in groups]
+    columns, legend_rows = _legend_size(names)
+    mark = 20 if shape.threshold is not None else 0
+    top = 12 + 20 * legend_rows + mark
+    canvas, axes = _axes(_HALF, top + _CURVE_HEIGHT + 52, 64, top, 24, 52)
+    for index, group in enumerate(groups):
+        look = {**_look(index), "marker": ""}
+        axes.stairs(group.share, shape.edges, fill=True, color=look["color"], alpha=0.14, linewidth=0)
+        # a step where the bin begins and one where it ends: the marker in its middle is what tells groups apart without color
+        axes.stairs(group.share, shape.edges, color=look["color"], linestyle=look["linestyle"], linewidth=1.6)
+        _bin_marks(axes, shape, group, index)
+    known = finite_values(shape.edges, [shape.threshold])
+    axes.set_xlim(min(known), max(known))
+    axes.set_ylim(0, 1.05 * max(finite_values(*(group.share for group in groups))) or 1.0)
+    _plane(axes, shape.xlabel, shape.ylabel)
+    _threshold(axes, shape)
+    _legend(axes, names, columns, above=mark)
+    return canvas
+
+
+def _group_name(group: HistogramGroup) -> str:
+    return f"{clip(group.name, 36)} (n = {count(group.n)})"
+
+
+def _bin_marks(axes: Axes, shape: Histogram, group: HistogramGroup, index: int) -> None:
+    middles = [(left + right) / 2 for left, right in pairwise(shape.edges)]
+    filled = [(x, y) for x, y in zip(middles, group.share, strict=True) if y > 0]
+    some = filled[index % 3 :: max(1, len(filled) // 8)]
+    axes.plot([x for x, _ in some], [y for _, y in some], **{**_look(index), "linestyle": "", "markersize": 4.5})
+
+
+def _threshold(axes: Axes, shape: Histogram) -> None:
+    if shape.threshold is None:
+        return
+    axes.axvline(shape.threshold, color=INK, linewidth=1.6, linestyle=(0, (4, 3)), clip_on=False)
+    low, high = axes.get_xlim()
+    share = (shape.threshold - low) / (high - low)
+    side = "left" if share < 0.25 else "right" if share > 0.75 else "center"
+    name = f"{clip(shape.threshold_label, 40)} {number(shape.threshold)}"
+    axes.annotate(
+        name, (shape.threshold, 1), xycoords=("data", "axes fraction"), xytext=(0, 9), textcoords="offset points", ha=side
+    )
+
+
+# --- scatter -------------------------------------------------------------------------------------------------------------
 
 
 def _scatter(shape: Scatter) -> Canvas | None:
@@ -448,6 +718,17 @@ def _scatter(shape: Scatter) -> Canvas | None:
     axes.set_xlabel(clip(shape.xlabel, 60), labelpad=8)
     axes.set_ylabel(clip(shape.ylabel, 60), labelpad=8)
     return canvas
+
+
+_PAINTERS: dict[type[Shape], Callable[[Any], Canvas | None]] = {
+    Matrix: _matrix,
+    Reliability: _reliability,
+    Curve: _curve,
+    SmallMultiples: _small_multiples,
+    Paired: _paired,
+    Histogram: _histogram,
+    Scatter: _scatter,
+}
 
 
 # --- from matplotlib's file to an element of the page --------------------------------------------------------------------

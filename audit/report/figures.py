@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
@@ -44,7 +45,10 @@ class Shape(BaseModel):
 
 
 class Bars(Shape):
-    """Kinds "bars" and "forest": one value a label, with an interval and a sample count where there are any."""
+    """Kinds "bars" and "forest": one value a label, with an interval and a sample count where there are any.
+
+    `signed` bars are coloured by their sign: what speaks for something, and what against it.
+    """
 
     labels: list[Text]
     values: Values
@@ -55,6 +59,7 @@ class Bars(Shape):
     ylabel: Text = ""
     reference: Value | None = None
     reference_label: Text = "reference"
+    signed: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -132,18 +137,27 @@ class Reliability(Shape):
 
 
 class Series(Shape):
-    """One line of a curve, with its band where there is one."""
+    """One line of a curve, with its band where there is one; a `faint` line is one of many, such as that of one sample."""
 
     name: Text = ""
     x: list[Value]
     y: Values
     low: Values | None = None
     high: Values | None = None
+    faint: bool = False
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._same_length(len(self.x), y=self.y, low=self.low, high=self.high)
         return self
+
+    def points(self, *, banded: bool) -> list[list[JsonValue]]:
+        """One row a point: name, x, y, and the ends of the band."""
+        low, high = self.low or [None] * len(self.x), self.high or [None] * len(self.x)
+        rows: list[list[JsonValue]] = []
+        for x, y, bottom, top in zip(self.x, self.y, low, high, strict=True):
+            rows.append([self.name, x, y, bottom, top] if banded else [self.name, x, y])
+        return rows
 
 
 class Curve(Shape):
@@ -154,14 +168,114 @@ class Curve(Shape):
     ylabel: Text = ""
 
     def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
-        """One row a point."""
-        banded = any(s.low is not None or s.high is not None for s in self.series)
+        """One row a point of the lines that have a name; the faint ones are counted."""
+        named = [s for s in self.series if not s.faint]
+        banded = any(s.low is not None or s.high is not None for s in named)
         columns = ["series", self.xlabel or "x", self.ylabel or "y", *(["low", "high"] if banded else [])]
-        body: list[list[JsonValue]] = []
-        for s in self.series:
-            for i, x in enumerate(s.x):
-                ends: list[JsonValue] = [s.low[i] if s.low else None, s.high[i] if s.high else None]
-                body.append([s.name, x, s.y[i], *(ends if banded else [])])
+        body = [row for s in named for row in s.points(banded=banded)]
+        faint = len(self.series) - len(named)
+        if faint:
+            body.append([f"{faint:,} thin lines: see result.json", *([None] * (len(columns) - 1))])
+        return columns, body
+
+
+class Panel(Shape):
+    """One of the small curves of a grid."""
+
+    title: Text = ""
+    series: list[Series]
+
+
+class SmallMultiples(Shape):
+    """Kind "small_multiples": a grid of small curves over common axes."""
+
+    panels: list[Panel]
+    xlabel: Text = ""
+    ylabel: Text = ""
+    ymin: Value | None = None
+    ymax: Value | None = None
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a point, the panel first; the faint lines are left out."""
+        lines = [(panel.title, s) for panel in self.panels for s in panel.series if not s.faint]
+        banded = any(s.low is not None or s.high is not None for _, s in lines)
+        columns = ["panel", "series", self.xlabel or "x", self.ylabel or "y", *(["low", "high"] if banded else [])]
+        return columns, [[title, *row] for title, s in lines for row in s.points(banded=banded)]
+
+
+class Side(Shape):
+    """One side of a pair: a value a label, with its interval."""
+
+    values: Values
+    low: Values | None = None
+    high: Values | None = None
+
+    def entry(self, index: int) -> list[JsonValue]:
+        """Return value, low and high of one label."""
+        return [column[index] if column else None for column in (self.values, self.low, self.high)]
+
+
+class Paired(Shape):
+    """Kind "paired": the same measurements before and after something, with an interval on both sides."""
+
+    labels: list[Text]
+    before: Side
+    after: Side
+    before_name: Text = "before"
+    after_name: Text = "after"
+    xlabel: Text = ""
+    ylabel: Text = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, side in (("before", self.before), ("after", self.after)):
+            columns = {"values": side.values, "low": side.low, "high": side.high}
+            self._same_length(len(self.labels), **{f"{name} {key}": column for key, column in columns.items()})
+        return self
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a label."""
+        ends = [f"{name}{what}" for name in (self.before_name, self.after_name) for what in ("", " (low)", " (high)")]
+        body: list[list[JsonValue]] = [
+            [label, *self.before.entry(i), *self.after.entry(i)] for i, label in enumerate(self.labels)
+        ]
+        return [self.ylabel or "label", *ends], body
+
+
+class HistogramGroup(Shape):
+    """How the values of one group are spread: its share in each bin."""
+
+    name: Text = ""
+    share: list[Value]
+    n: int = 0
+
+
+class Histogram(Shape):
+    """Kind "histogram": shares of several groups over common bins, with a threshold marked where there is one."""
+
+    edges: list[Value] = Field(min_length=2)
+    series: list[HistogramGroup]
+    threshold: Value | None = None
+    threshold_label: Text = "threshold"
+    xlabel: Text = ""
+    ylabel: Text = "share of samples"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if any(right <= left for left, right in pairwise(self.edges)):
+            raise ValueError("the edges of bins should rise")
+        for group in self.series:
+            self._same_length(len(self.edges) - 1, share=group.share)
+        return self
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a bin, one column a group."""
+        columns = ["from", "to", *(f"{group.name} (n = {group.n:,})" for group in self.series)]
+        body: list[list[JsonValue]] = [
+            [left, right, *(group.share[i] for group in self.series)] for i, (left, right) in enumerate(pairwise(self.edges))
+        ]
+        if self.threshold is not None:
+            body.append([self.threshold_label, self.threshold, *(None for _ in self.series)])
         return columns, body
 
 
@@ -255,6 +369,9 @@ _SHAPES: dict[str, type[Shape]] = {
     "matrix": Matrix,
     "reliability": Reliability,
     "curve": Curve,
+    "histogram": Histogram,
+    "paired": Paired,
+    "small_multiples": SmallMultiples,
     "scatter": Scatter,
     "gallery": Gallery,
     "feature_change": FeatureChange,

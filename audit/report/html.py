@@ -7,18 +7,36 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from audit.report import text, view
-from audit.report.figures import Change, DataTable, FeatureChange, Gallery, GalleryItem, Shape, data_table, read, shown_table
+from audit.report.figures import (
+    Change,
+    Curve,
+    DataTable,
+    FeatureChange,
+    Gallery,
+    GalleryItem,
+    Histogram,
+    Shape,
+    data_table,
+    read,
+    shown_table,
+)
 from audit.report.pictures import address, decode, shrink
-from audit.result import CheckResult, Figure, Result, Table
+from audit.result import CheckResult, Evidence, Figure, Metric, Result, Table
+
+T = TypeVar("T")
 
 MAX_BYTES = 2_000_000
 MOST_ROWS, MOST_COLUMNS = 8, 8  # of the rows that an attack changed
+SHOWN_CHARTS, SHOWN_EXAMPLES = 2, 1  # of a check, before its other figures, which open on demand
+SHOWN_METRICS, SHOWN_LINES, SHOWN_SAMPLES, SHOWN_ROWS = 8, 4, 6, 20  # of long lists, likewise
+MOST_BESIDE = 4  # panels of a sample, for two samples to stand side by side
+WORTH_FOLDING = 3  # a door for one or two more is more to read than they are
 CONTENT_SECURITY_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 
 
@@ -41,7 +59,7 @@ MEASURES = (
 )
 
 
-def render(result: Result) -> str:
+def render(result: Result, template: str = "report.html") -> str:
     """Return the report as one self-contained HTML page; the same result gives the same bytes.
 
     Every string of the result comes out as text, whatever it holds. A result too large for a page of `MAX_BYTES` is
@@ -49,7 +67,7 @@ def render(result: Result) -> str:
     """
     page = ""
     for measure in MEASURES:
-        page = _render(result, measure)
+        page = _render(result, measure, template)
         if len(page) <= MAX_BYTES and len(page.encode()) <= MAX_BYTES:
             break
     return page
@@ -68,11 +86,12 @@ def templates_folder() -> Path:
 class ShownPicture:
     """A picture as the page holds it."""
 
-    address: str
+    address: Markup  # not text, which would be clipped
     alt: str
     panel: str
     wide: int
     high: int
+    pixels_wide: int
 
 
 @dataclass(frozen=True)
@@ -114,6 +133,7 @@ class ShownFigure:
     table: DataTable
     chart: Markup | None = None
     items: list[ShownItem] = field(default_factory=list)
+    more_items: list[ShownItem] = field(default_factory=list)
     changes: list[ChangedRow] = field(default_factory=list)
     note: str = ""
     wide: bool = True
@@ -126,15 +146,27 @@ class ShownCheck:
     check: CheckResult
     anchor: str
     figures: list[ShownFigure]
+    more_figures: list[ShownFigure]
+    evidence: list[Evidence]
+    more_evidence: list[Evidence]
+    metrics: list[Metric]
+    more_metrics: list[Metric]
+    not_tested: list[str]
+    more_not_tested: list[str]
     tables: list[tuple[Table, DataTable]]
     command: str
     limits: list[view.Limit]
 
+    @property
+    def titles(self) -> list[str]:
+        """Titles of the figures that open on demand."""
+        return [text.clip(shown.figure.title, 80) for shown in self.more_figures]
 
-def _render(result: Result, measure: Measure) -> str:
+
+def _render(result: Result, measure: Measure, template: str) -> str:
     folder = templates_folder()
     environment = _environment(folder, measure)
-    return environment.get_template("report.html").render(
+    return environment.get_template(template).render(
         result=result,
         measure=measure,
         csp=CONTENT_SECURITY_POLICY,
@@ -146,6 +178,7 @@ def _render(result: Result, measure: Measure) -> str:
         limits=view.limits(result),
         scorecard=view.scorecard(result),
         checks=_checks(result, measure),
+        shown_rows=SHOWN_ROWS,
     )
 
 
@@ -201,19 +234,57 @@ def _checks(result: Result, measure: Measure) -> list[ShownCheck]:
     shown = []
     for i, check in enumerate(result.checks):
         ids = {metric.id for metric in check.metrics}
+        drawn = [_figure(figure, f"f{i}-{j}", measure, pictures) for j, figure in enumerate(check.figures[: measure.items])]
+        figures, more_figures = _first_figures(drawn)
+        failed = sum(not evidence.ok for evidence in check.evidence)  # none of these stands behind a door
+        tests = sorted(check.evidence, key=lambda evidence: evidence.ok)[: measure.items]
+        evidence, more_evidence = _folded(tests, max(SHOWN_LINES, failed))
+        not_tested, more_not_tested = _folded(list(dict.fromkeys(check.not_tested))[: measure.items], SHOWN_LINES)
+        metrics, more_metrics = _first_metrics(check.metrics[: measure.metrics], result)
         shown.append(
             ShownCheck(
                 check=check,
                 anchor=names[i],
-                figures=[
-                    _figure(figure, f"f{i}-{j}", measure, pictures) for j, figure in enumerate(check.figures[: measure.items])
-                ],
+                figures=figures,
+                more_figures=more_figures,
+                evidence=evidence,
+                more_evidence=more_evidence,
+                metrics=metrics,
+                more_metrics=more_metrics,
+                not_tested=not_tested,
+                more_not_tested=more_not_tested,
                 tables=[(t, shown_table(t.columns, t.rows, measure.rows)) for t in check.tables[: measure.items]],
                 command=view.command(result, check.id),
                 limits=[limit for limit in view.limits(result) if limit.judgement.metric in ids],
             )
         )
     return shown
+
+
+def _first_figures(figures: list[ShownFigure]) -> tuple[list[ShownFigure], list[ShownFigure]]:
+    """Return the figures to show at once, the first charts and the first examples, and those to open on demand."""
+    examples = [figure for figure in figures if figure.items or figure.changes]
+    charts = [figure for figure in figures if not (figure.items or figure.changes)]
+    first = {id(figure) for figure in (*charts[:SHOWN_CHARTS], *examples[:SHOWN_EXAMPLES])}
+    rest = [figure for figure in figures if id(figure) not in first]
+    if len(rest) == 1:
+        return figures, []
+    return [figure for figure in figures if id(figure) in first], rest
+
+
+def _folded(entries: list[T], shown: int) -> tuple[list[T], list[T]]:
+    """Return the entries of a list to show at once, and those to open on demand."""
+    return (entries, []) if len(entries) < shown + WORTH_FOLDING else (entries[:shown], entries[shown:])
+
+
+def _first_metrics(metrics: list[Metric], result: Result) -> tuple[list[Metric], list[Metric]]:
+    """Return the metrics to show at once: all of a short list; else the headlines, those with a limit, and the first."""
+    if len(metrics) < SHOWN_METRICS + WORTH_FOLDING:
+        return metrics, []
+    limited = {judgement.metric for judgement in result.policy}
+    chosen = [m.id for m in metrics if m.params.get("headline") is True or m.id in limited]
+    first = set(chosen + [m.id for m in metrics if m.id not in chosen][: max(0, SHOWN_METRICS - len(chosen))])
+    return [m for m in metrics if m.id in first], [m for m in metrics if m.id not in first]
 
 
 def _figure(figure: Figure, anchor: str, measure: Measure, pictures: _Pictures) -> ShownFigure:
@@ -224,7 +295,8 @@ def _figure(figure: Figure, anchor: str, measure: Measure, pictures: _Pictures) 
     if isinstance(shape, Gallery):
         items = list(pictures.items(shape))
         note = _left_out(len(shape.items) - len(items), "sample", "that the page has no room for")
-        return ShownFigure(figure, anchor, table, items=items, note=note)
+        first, rest = _folded(items, SHOWN_SAMPLES // 2 if len(shape.panels) > MOST_BESIDE else SHOWN_SAMPLES)
+        return ShownFigure(figure, anchor, table, items=first, more_items=rest, note=note)
     if isinstance(shape, FeatureChange):
         changes = [_changed_row(shape, index) for index in range(min(len(shape.items), MOST_ROWS))]
         return ShownFigure(figure, anchor, table, changes=changes, note=_left_out(len(shape.items) - MOST_ROWS, "row"))
@@ -246,8 +318,21 @@ def _chart_note(figure: Figure, shape: Shape | None, svg: str | None) -> str:
     points = len(getattr(shape, "x", []))
     if points > charts.MAX_POINTS:
         return f"The first {charts.MAX_POINTS:,} of {points:,} points are drawn."
-    series = len(getattr(shape, "series", []))
-    return f"The first {charts.MAX_SERIES} of {series} lines are drawn." if series > charts.MAX_SERIES else ""
+    panels = len(getattr(shape, "panels", []))
+    if panels > charts.MAX_PANELS:
+        return f"The first {charts.MAX_PANELS} of {panels} small charts are drawn."
+    return " ".join(_line_notes(shape)) if isinstance(shape, Curve | Histogram) else ""
+
+
+def _line_notes(shape: Curve | Histogram) -> Iterator[str]:
+    from audit.report import charts
+
+    faint = sum(line.faint for line in shape.series) if isinstance(shape, Curve) else 0
+    named = len(shape.series) - faint
+    if named > charts.MAX_SERIES:
+        yield f"The first {charts.MAX_SERIES} of {named} lines are drawn."
+    if faint > charts.MAX_FAINT:
+        yield f"The first {charts.MAX_FAINT} of {faint:,} thin lines are drawn."
 
 
 def _left_out(number: int, what: str, why: str = "that the page does not repeat") -> str:
@@ -284,19 +369,32 @@ def _own(item: GalleryItem | Change) -> str:
 
 
 class _Pictures:
-    """Pictures of all galleries, shrunk so that together they stay within the page's room for them."""
+    """Pictures of all galleries, the largest shrunk so that together they stay within the page's room for them."""
 
     def __init__(self, result: Result, measure: Measure) -> None:
-        galleries = [read(f) for c in result.checks for f in c.figures if f.kind == "gallery"]
         self._limit = measure.items
-        total = sum(len(i.images) for g in galleries if isinstance(g, Gallery) for i in g.items[: measure.items])
-        self._room = measure.picture_bytes // max(total, 1)
+        galleries = [read(f) for c in result.checks for f in c.figures[: measure.items] if f.kind == "gallery"]
+        sizes = [
+            size
+            for gallery in galleries
+            if isinstance(gallery, Gallery)
+            for item in gallery.items[: measure.items]
+            for size in self._sizes(item)
+        ]
+        self._room = _fair_share(sizes, measure.picture_bytes)
 
     def items(self, gallery: Gallery) -> Iterator[ShownItem]:
         """Yield the samples of a gallery whose pictures can be shown."""
         for item in gallery.items[: self._limit]:
             pictures = [self._picture(gallery, item, panel) for panel in range(len(item.images))]
             yield ShownItem(item.id, _own(item), [picture for picture in pictures if picture is not None])
+
+    def _sizes(self, item: GalleryItem) -> Iterator[int]:
+        for image in item.images:
+            try:
+                yield len(address(decode(image.shape, image.pixels)))
+            except ValueError:
+                continue
 
     def _picture(self, gallery: Gallery, item: GalleryItem, panel: int) -> ShownPicture | None:
         name = text.clip(gallery.panels[panel], 60)
@@ -310,4 +408,22 @@ class _Pictures:
             factor += 1
             shown = address(shrink(picture, factor))
         note = f", shown at 1/{factor} of its resolution" if factor > 1 else ""
-        return ShownPicture(shown, f"{name}: sample {item.id}{note}", name, wide, high)
+        return ShownPicture(
+            Markup(shown),  # noqa: S704 - base64 of our own PNG
+            f"{name}: sample {item.id}{note}",
+            name,
+            wide,
+            high,
+            wide // factor,
+        )
+
+
+def _fair_share(sizes: list[int], room: int) -> int:
+    """Return the largest size such that all pictures, cut down to it where they are larger, fit into the room."""
+    left = room
+    for i, size in enumerate(sorted(sizes)):
+        share = left // (len(sizes) - i)
+        if size > share:
+            return share
+        left -= size
+    return room

@@ -49,10 +49,29 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     """Return a picture of shape (1 or 3, height, width) as a PNG file."""
     channels, height, wide = picture.shape
     rows = np.ascontiguousarray(picture.transpose(1, 2, 0)).reshape(height, wide * channels)
-    scanlines = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # 0: no filter on this row
+    plain = np.concatenate([np.zeros((height, 1), np.uint8), rows], axis=1)  # 0: no filter on this row
+    # Drawings pack best as they are, photographs as differences of neighbours.
+    packed = min((zlib.compress(lines.tobytes(), 9) for lines in (plain, _filtered(rows, channels))), key=len)
     header = struct.pack(">IIBBBBB", wide, height, 8, 0 if channels == 1 else 2, 0, 0, 0)
-    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(scanlines.tobytes(), 9)), (b"IEND", b""))
+    chunks = ((b"IHDR", header), (b"IDAT", packed), (b"IEND", b""))
     return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(name, body) for name, body in chunks)
+
+
+def _filtered(rows: NDArray[np.uint8], channels: int) -> NDArray[np.uint8]:
+    """Return scanlines under whichever filter makes the smallest differences (PNG specification, 9.2 and 12.8)."""
+    left = np.zeros_like(rows)
+    left[:, channels:] = rows[:, :-channels]
+    above = np.zeros_like(rows)
+    above[1:] = rows[:-1]
+    corner = np.zeros_like(rows)
+    corner[1:, channels:] = rows[:-1, :-channels]
+    a, b, c = (side.astype(np.int16) for side in (left, above, corner))
+    far = np.stack([np.abs(b - c), np.abs(a - c), np.abs(a + b - 2 * c)]).argmin(axis=0)  # Paeth's predictor: nearest wins
+    predicted = (np.zeros_like(rows), left, above, ((a + b) // 2).astype(np.uint8), np.choose(far, (left, above, corner)))
+    choices = np.stack([rows - guess for guess in predicted])
+    best = np.abs(choices.view(np.int8).astype(np.int16)).sum(axis=2).argmin(axis=0)
+    chosen = choices[best, np.arange(len(rows))]
+    return np.concatenate([best.astype(np.uint8)[:, None], chosen], axis=1)
 
 
 def address(picture: NDArray[np.uint8]) -> str:

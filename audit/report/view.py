@@ -143,8 +143,16 @@ def worst_findings(result: Result, limit: int | None = None) -> list[Flaw]:
     return sorted(flaws, key=lambda flaw: SEVERITIES.index(flaw.finding.severity))[:limit]
 
 
+def ranked(findings: Sequence[Finding]) -> list[Finding]:
+    """Return the findings of a check, the worst first."""
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
 def gaps(result: Result) -> list[Gap]:
-    """Return all that was not tested: checks that did not run first, then what each check leaves open, in turn."""
+    """Return all that was not tested: checks that did not run first, then what each check leaves open, in turn.
+
+    What several checks say in the same words stands once, with the first that says it.
+    """
     names = anchors(result)
     found = [Gap("", "", f"{check_id} was not run: left out by --checks or --skip") for check_id in result.spec.not_run]
     found += [
@@ -153,13 +161,13 @@ def gaps(result: Result) -> list[Gap]:
         if check.status in _NOT_RUN
     ]
     longest = max((len(check.not_tested) for check in result.checks), default=0)
+    left_open: dict[str, Gap] = {}
     for rank in range(longest):
-        found += [
-            Gap(check.id, names[i], check.not_tested[rank])
-            for i, check in enumerate(result.checks)
-            if rank < len(check.not_tested)
-        ]
-    return found
+        for i, check in enumerate(result.checks):
+            if rank < len(check.not_tested):
+                words = " ".join(check.not_tested[rank].lower().split()).rstrip(".")
+                left_open.setdefault(words, Gap(check.id, names[i], check.not_tested[rank]))
+    return found + list(left_open.values())
 
 
 _NOT_RUN = {"not_applicable": "not applicable", "error": "ended in an error", "incomplete": "not complete"}
@@ -221,6 +229,8 @@ def command(result: Result, check_id: str) -> str:
         words = shlex.split(said)
     except ValueError:
         return said
+    if words[1:2] == ["harden"]:
+        return said  # it has no --checks: training and both audits are one
     kept: list[str] = []
     skip_next = False
     for word in words:
@@ -341,6 +351,7 @@ def _data_facts(result: Result) -> Facts:
         ("kind", data.kind),
         ("samples", samples),
         ("reference", text.count(data.n_reference) if data.n_reference else "none given"),
+        ("anomalies", text.count(data.n_anomalies) if data.n_anomalies else ""),
         ("columns", text.listed((text.clip(name, 40) for name in data.columns), 12)),
         ("sensitive", text.listed((text.clip(name, 40) for name in data.sensitive), 12)),
         ("bounds", _bounds(data.bounds)),

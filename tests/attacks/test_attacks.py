@@ -9,13 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from audit.attacks import PGD, Attack, AttackOutput, ThreatModel, UniformNoise, registry, verify
+from audit.attacks import FGSM, PGD, Attack, AttackOutput, Square, ThreatModel, UniformNoise, registry, verify
 from audit.errors import UsageError
 from audit.model.wrapper import Model
 
 # A new attack is one row here.
 ATTACKS = [
     pytest.param(lambda norm, eps: PGD(norm, eps, steps=10, restarts=2), id="pgd"),
+    pytest.param(FGSM, id="fgsm"),
+    pytest.param(lambda norm, eps: Square(norm, eps, queries=30), id="square"),
     pytest.param(lambda norm, eps: UniformNoise(norm, eps, draws=5), id="noise"),
 ]
 NORMS = ["linf", "l2"]

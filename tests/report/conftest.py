@@ -48,6 +48,127 @@ def gallery(items: int = 4, side: int = 28, channels: int = 1) -> dict[str, Any]
     return {"panels": ["clean", "adversarial", "difference × 10"], "items": made}
 
 
+def colour_gallery(items: int = 3, side: int = 32) -> dict[str, Any]:
+    """Seven panels: a picture of three channels, one of a single channel, and five of three."""
+    rng = np.random.default_rng(3)
+    yy, xx = np.mgrid[0:side, 0:side] / side
+    made = []
+    for k in range(items):
+        photo = np.stack([255 * xx, 255 * yy, 255 * np.abs(np.sin(4 * xx + k))])
+        panels = [photo, photo.mean(axis=0, keepdims=True), *(photo + rng.normal(0, 12 * j, photo.shape) for j in range(5))]
+        made.append({"id": 5 + k, "caption": "cat, said to be a dog", "images": [picture(p) for p in panels]})
+    names = ["clean", "grey", "saliency", "integrated gradients", "Grad-CAM", "SHAP, kernel", "LIME"]
+    return {"panels": names, "items": made}
+
+
+def line(name: str, at: float, **more: Any) -> dict[str, Any]:
+    x = np.arange(6)
+    y = 0.97 / (1 + np.exp((x - at) * 1.4))
+    return {"name": name, "x": x.tolist(), "y": y.tolist(), "low": (y * 0.94).tolist(), "high": (y * 1.03).tolist(), **more}
+
+
+def more_figures() -> dict[str, Figure]:
+    """Figures of the kinds that show spread, sign, and what changed."""
+    rng = np.random.default_rng(2)
+    groups = [
+        ("test images", rng.gamma(4, 1, 900)),
+        ("Fashion-MNIST", rng.gamma(9, 1.6, 700)),
+        ("adversarial", rng.gamma(6, 1, 90)),
+    ]
+    edges = np.linspace(0, 30, 41)
+    age = np.linspace(17, 90, 20)
+    thin = [
+        {"name": "", "faint": True, "x": age.tolist(), "y": (0.2 + 0.004 * age + rng.normal(0, 0.1)).tolist()}
+        for _ in range(40)
+    ]
+    corruptions = ["Gaussian noise", "shot noise", "impulse noise", "defocus blur", "motion blur", "fog", "JPEG compression"]
+    return {
+        "histogram": Figure(
+            id="anomaly.scores",
+            kind="histogram",
+            title="Scores of the autoencoder, with the threshold of 5 % false alarms",
+            data={
+                "edges": edges.tolist(),
+                "series": [
+                    {"name": name, "share": (np.histogram(v, edges)[0] / len(v)).tolist(), "n": len(v)} for name, v in groups
+                ],
+                "threshold": 8.3,
+                "threshold_label": "threshold",
+                "xlabel": "reconstruction error",
+                "ylabel": "share of samples",
+            },
+        ),
+        "signed": Figure(
+            id="explanation.features",
+            kind="bars",
+            title="What spoke for and against the answer on sample 17",
+            data={
+                "labels": [
+                    "capital gain",
+                    "age",
+                    "hours a week",
+                    "marital status: never married, and a label that is far too long",
+                ],
+                "values": [0.31, 0.08, -0.02, -0.24],
+                "low": [0.29, 0.05, -0.05, None],
+                "high": [0.33, 0.11, 0.01, None],
+                "signed": True,
+                "xlabel": "share of the log-odds",
+                "ylabel": "column",
+            },
+        ),
+        "ice": Figure(
+            id="explanation.dependence",
+            kind="curve",
+            title="How the answer depends on age",
+            data={
+                "series": [*thin, {"name": "mean", "x": age.tolist(), "y": (0.2 + 0.004 * age).tolist()}],
+                "xlabel": "age",
+                "ylabel": "probability",
+            },
+        ),
+        "paired": Figure(
+            id="hardening.before_after",
+            kind="paired",
+            title="Before and after hardening",
+            data={
+                "labels": ["clean accuracy", "under PGD, ε 0.1", "under PGD, ε 0.3", "not measured before"],
+                "before": {
+                    "values": [0.984, 0.61, 0.0, None],
+                    "low": [0.97, 0.58, 0.0, None],
+                    "high": [0.99, 0.64, 0.01, None],
+                },
+                "after": {
+                    "values": [0.972, 0.94, 0.71, 0.4],
+                    "low": [0.96, 0.92, 0.68, None],
+                    "high": [0.98, 0.95, 0.74, None],
+                },
+                "before_name": "before",
+                "after_name": "after TRADES",
+                "xlabel": "accuracy",
+            },
+        ),
+        "small_multiples": Figure(
+            id="corruption.curves",
+            kind="small_multiples",
+            title="Accuracy at each severity",
+            data={
+                "panels": [
+                    {"title": name, "series": [line("this network", 4 - 0.4 * i), line("majority", 9)]}
+                    for i, name in enumerate(corruptions)
+                ],
+                "xlabel": "severity",
+                "ylabel": "accuracy",
+                "ymin": 0,
+                "ymax": 1,
+            },
+        ),
+        "colour_gallery": Figure(
+            id="explanation.maps", kind="gallery", title="What the network looked at", data=colour_gallery()
+        ),
+    }
+
+
 def figures() -> dict[str, Figure]:
     """One figure of each kind, and one of a kind that nobody knows."""
     rng = np.random.default_rng(1)
@@ -158,6 +279,7 @@ def figures() -> dict[str, Figure]:
                 "scale": [12.0, 9000.0, 0.2, 3.0],
             },
         ),
+        **more_figures(),
         "unknown": Figure(
             id="performance.other", kind="hologram", title="A kind from the future", data={"a": [1, 2], "b": [3, 4]}
         ),
@@ -198,7 +320,10 @@ def checks() -> list[CheckResult]:
             )
         ],
         outcomes=OutcomeTable.pack("ab" * 32, 3, {"performance.right": np.array([True, False, True])}),
-        figures=[drawn["matrix"], drawn["reliability"], drawn["scatter"], drawn["unknown"]],
+        figures=[
+            drawn[name]
+            for name in ("matrix", "reliability", "scatter", "histogram", "signed", "ice", "colour_gallery", "unknown")
+        ],
         tables=[
             Table(
                 id="performance.classes",
@@ -275,7 +400,7 @@ def checks() -> list[CheckResult]:
         answer="Under 6 corruptions it keeps 75.1 % accuracy on average; fog costs most. Nine were not measured.",
         metrics=[metric("corruption.mean_accuracy", 0.751, 0.729, 0.772, method="bootstrap over samples")],
         findings=[Finding(severity="info", title="Fog costs half of the accuracy", detail="44 % at severity 3.", samples=[])],
-        figures=[drawn["bars"]],
+        figures=[drawn["bars"], drawn["small_multiples"]],
         cost=Cost(forwards=180000, seconds=600.0),
         not_tested=["Snow, frost, motion blur and six other corruptions: out of budget."],
     )
@@ -295,7 +420,7 @@ def checks() -> list[CheckResult]:
             ),
             metric("fairness.group.worst_group_accuracy", 0.84, 0.711, 0.931, params={"headline": True}),
         ],
-        figures=[drawn["forest"]],
+        figures=[drawn["forest"], drawn["paired"]],
         not_tested=["The group “not stated” (4 people): too few for any figure."],
     )
     anomaly = CheckResult(

@@ -124,6 +124,22 @@ def test_text_has_contrast(browser: Any, file: Path, scheme: str) -> None:
     assert {pair: ratio for pair, ratio in ratios.items() if ratio < 4.5} == {}
 
 
+@pytest.mark.parametrize("wide", [1280, 360])
+def test_pictures_load_and_seven_panels_fit(browser: Any, file: Path, wide: int) -> None:
+    with Visit(browser, file, wide=wide) as visit:
+        visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        sizes = visit.page.evaluate("[...document.images].map(i => [i.naturalWidth, i.getBoundingClientRect().width])")
+        panels = visit.page.evaluate(
+            """[...document.querySelectorAll('.gallery-many .panels')]
+            .map(p => [p.clientWidth, p.scrollWidth, p.children.length])"""
+        )
+        assert visit.page.evaluate("document.documentElement.scrollWidth") <= wide
+    assert min(natural for natural, _ in sizes) > 0
+    assert min(shown for _, shown in sizes) > 60  # of a picture smaller than that nothing can be seen
+    assert [children for *_, children in panels] == [7, 7, 7]
+    assert all(inner <= outer for outer, inner, _ in panels)
+
+
 def test_details_open_in_print(browser: Any, file: Path) -> None:
     with Visit(browser, file) as visit:
         visit.page.emulate_media(media="print")

@@ -117,7 +117,7 @@ def test_html_shows_what_was_there(make_result: Any, injection: str) -> None:
     assert " ".join(clip(injection, 4000, newlines=True).split()) in " ".join(text.split())
 
 
-@pytest.mark.parametrize("kind", ["bars", "curve"])
+@pytest.mark.parametrize("kind", ["bars", "curve", "histogram", "signed", "ice", "paired", "small_multiples"])
 @pytest.mark.parametrize("injection", INJECTIONS, ids=lambda text: repr(text)[:40])
 def test_chart_labels_are_literal(make_figures: Any, kind: str, injection: str) -> None:
     from audit.report import charts
@@ -127,7 +127,7 @@ def test_chart_labels_are_literal(make_figures: Any, kind: str, injection: str) 
     figure = figure.model_copy(update={"data": replace(figure.data, iter(lambda: injection, None), "")})
     shape = read(figure)
     assert shape is not None
-    svg = charts.draw(kind, injection, shape, "f")
+    svg = charts.draw(figure.kind, injection, shape, "f")
     assert svg is not None
     root = ET.fromstring(svg)  # noqa: S314 - our own output
     words = [element.text or "" for element in root.iter("text")]

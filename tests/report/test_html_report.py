@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from audit.report import html, view
-from audit.result import CheckResult, Figure, Finding, Judgement, Metric, Result, Table
+from audit.result import CheckResult, Evidence, Figure, Finding, Judgement, Metric, Result, Table
 
 VOID = {"meta", "img", "br", "wbr"}
 
@@ -132,6 +132,67 @@ def test_scorecard_prefers_headline_metrics_else_the_first_two(result: Result) -
     assert groups["explanation"] == [""]
 
 
+def test_what_several_checks_leave_open_stands_once_with_the_first() -> None:
+    one = empty_check(not_tested=["Other data.", "Only of a", "Only of a"])
+    two = empty_check(id="b", not_tested=["other  data", "Only of b"])
+    result = tiny([one, two])
+    assert [(gap.check, gap.detail) for gap in view.gaps(result)] == [
+        ("a", "Other data."), ("a", "Only of a"), ("b", "Only of b"),
+    ]  # fmt: skip
+    text = Page(html.render(result)).text
+    section = text[text.index("Not tested here") :]
+    assert section[: section.index("Cost and")].count("Only of a") == 1
+    assert "other data" in section  # a check's own section still says all that it left open
+
+
+def test_checks_that_did_not_run_for_one_reason_are_all_named() -> None:
+    skipped = [empty_check(id=name, status="not_applicable", reason="no reference part") for name in ("a", "b")]
+    assert [gap.check for gap in view.gaps(tiny(skipped))] == ["a", "b"]
+
+
+def test_first_charts_and_examples_stand_open_and_the_rest_behind_a_door(make_figures: Any) -> None:
+    drawn = make_figures()
+    order = ["matrix", "bars", "curve", "gallery", "histogram", "feature_change"]
+    result = tiny([empty_check(figures=[drawn[kind] for kind in order])])
+    (shown,) = html._checks(result, html.MEASURES[0])
+    assert [s.figure.kind for s in shown.figures] == ["matrix", "bars", "gallery"]
+    assert [s.figure.kind for s in shown.more_figures] == ["curve", "histogram", "feature_change"]
+    text = Page(html.render(result)).text
+    assert "3 more charts and examples" in text
+    assert text.index(drawn["gallery"].title) < text.index("3 more charts") < text.index(drawn["histogram"].title)
+
+
+def test_headlines_and_limited_metrics_stand_open_in_a_long_list() -> None:
+    metrics = [metric(f"a.m{i}", "") for i in range(40)]
+    metrics[30] = metrics[30].model_copy(update={"params": {"headline": True}})
+    result = tiny([empty_check(metrics=metrics)], policy=[Judgement(metric="a.m35", min=0.1, outcome="pass")])
+    (shown,) = html._checks(result, html.MEASURES[0])
+    assert [m.id for m in shown.metrics] == [*(f"a.m{i}" for i in range(6)), "a.m30", "a.m35"]
+    assert len(shown.more_metrics) == 32
+    text = Page(html.render(result)).text
+    assert all(m.id in text for m in metrics)
+
+
+@pytest.mark.parametrize(("rows", "folded"), [(20, 0), (21, 1)])
+def test_a_long_table_stands_behind_a_door(rows: int, folded: int) -> None:
+    table = Table(id="a.t", title="All severities", columns=["name", "value"], rows=[[f"row {i}", i] for i in range(rows)])
+    page = Page(html.render(tiny([empty_check(tables=[table])])))
+    assert len(page.all("details")) == folded
+    assert page.text.count(f"All severities: {rows} rows") == folded
+    assert f"row {rows - 1}" in page.text
+
+
+def test_evidence_that_does_not_hold_is_never_behind_a_door() -> None:
+    evidence = [Evidence(id=f"a.e{i}", ok=i < 9, detail="d") for i in range(10)]
+    (shown,) = html._checks(tiny([empty_check(evidence=evidence)]), html.MEASURES[0])
+    assert [e.id for e in shown.evidence] == ["a.e9", "a.e0", "a.e1", "a.e2"]
+    assert (
+        "6 more tests of the measurement, all of which hold" in Page(html.render(tiny([empty_check(evidence=evidence)]))).text
+    )
+    failed = [Evidence(id=f"a.e{i}", ok=False, detail="d") for i in range(9)]
+    assert len(html._checks(tiny([empty_check(evidence=failed)]), html.MEASURES[0])[0].evidence) == 9
+
+
 def test_limit_on_what_no_check_measured_stands_in_the_scorecard() -> None:
     result = tiny([empty_check()], policy=[Judgement(metric="b.c", min=0.5, outcome="incomplete")])
     assert [group.name for group in view.scorecard(result)] == ["a", "no check"]
@@ -213,7 +274,10 @@ def test_nothing_at_all_is_still_a_report() -> None:
     assert "No check recorded a finding. What was not tested was not found, either." in text
 
 
-@pytest.mark.parametrize("kind", ["bars", "forest", "matrix", "reliability", "curve", "scatter", "gallery", "feature_change"])
+KINDS = ["bars", "forest", "matrix", "reliability", "curve", "scatter", "gallery", "feature_change"]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "histogram", "paired", "small_multiples"])
 @pytest.mark.parametrize(
     "data",
     [
@@ -224,6 +288,8 @@ def test_nothing_at_all_is_still_a_report() -> None:
         {"series": [{"x": [], "y": []}], "rows": ["a"], "columns": [], "values": [[]], "x": [None], "y": [None], "n": []},
         {"labels": ["a"], "values": [1e300], "x": [1e300], "y": [-1e300], "series": [{"x": [1e300], "y": [1e-300]}]},
         {"labels": ["a", "b"], "values": [None, None], "low": [None, 1.0], "high": [2.0, None], "reference": None},
+        {"edges": [0, 1e-300], "series": [{"share": [1e30]}], "threshold": -1e30, "before": {}, "after": {"values": []}},
+        {"edges": [1, 0], "panels": [{"series": [{"x": [1], "y": [None]}]}], "ymin": 3, "ymax": 1},
         {"panels": ["p"], "items": [{"id": 1, "images": [{"shape": [2, 3, 3], "pixels": "!!"}]}]},
         {"panels": ["p"], "items": [{"id": 1, "images": [{"shape": [1, 10**9, 10**9], "pixels": "AAAA"}]}]},
     ],
@@ -280,6 +346,41 @@ def test_pictures_of_a_gallery_are_shrunk_to_the_room_there_is() -> None:
     assert page.all("img")[0]["width"] == "224"
 
 
+def test_small_pictures_leave_their_room_to_large_ones() -> None:
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    items = [{"id": i, "images": [encoded(rng.integers(0, 256, (3, 8, 8)))]} for i in range(50)]
+    items.append({"id": 99, "images": [encoded(rng.integers(0, 256, (3, 300, 300)))]})
+    data = {"panels": ["clean"], "items": items}
+    page = Page(html.render(tiny([empty_check(figures=[Figure(id="a.g", kind="gallery", title="g", data=data)])])))
+    assert not any("of its resolution" in (a["alt"] or "") for a in page.all("img"))
+
+
+def test_every_picture_is_whole(make_figures: Any) -> None:
+    """A picture's address is no text: cut to the length of a text, it would show nothing."""
+    import base64
+    import io
+
+    image = pytest.importorskip("PIL.Image")
+    page = Page(html.render(tiny([empty_check(figures=[make_figures()["colour_gallery"]])])))
+    sources = [(a["src"] or "").removeprefix("data:image/png;base64,") for a in page.all("img")]
+    assert len(sources) == 21
+    assert max(map(len, sources)) > html.MEASURES[0].characters
+    for source in sources:
+        picture = image.open(io.BytesIO(base64.b64decode(source)))
+        picture.load()
+        assert picture.size == (32, 32)
+
+
+def test_only_small_pictures_keep_their_pixels(make_figures: Any) -> None:
+    import numpy as np
+
+    data = {"panels": ["a"], "items": [{"id": i, "images": [encoded(np.zeros((1, s, s)))]} for i, s in enumerate((28, 200))]}
+    page = Page(html.render(tiny([empty_check(figures=[Figure(id="a.g", kind="gallery", title="g", data=data)])])))
+    assert [a.get("class") for a in page.all("img")] == ["tiny", None]
+
+
 def test_normal_report_takes_less_than_three_seconds(result: Result) -> None:
     html.render(result)
     start = time.perf_counter()
@@ -306,6 +407,12 @@ def test_nobodys_matplotlibrc_changes_a_report(result: Result) -> None:
     expected = html.render(result)
     with mpl.rc_context({"axes.facecolor": "red", "font.size": 30, "axes.spines.bottom": False, "text.usetex": True}):
         assert html.render(result) == expected
+
+
+def encoded(pixels: Any) -> dict[str, Any]:
+    import base64
+
+    return {"shape": list(pixels.shape), "pixels": base64.b64encode(pixels.astype("uint8").tobytes()).decode()}
 
 
 def scatter(points: int) -> dict[str, Any]:

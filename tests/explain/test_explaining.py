@@ -1,0 +1,147 @@
+"""``audit explain``: one answer as one page, its options, and what it refuses."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import audit
+from audit import demo_nets
+from audit.errors import OutputError, UsageError
+from audit.explaining import explain_one
+from audit.report.html import CONTENT_SECURITY_POLICY
+
+ARCH = f"{demo_nets.__file__}:"
+FEW = ["integrated_gradients", "saliency"]
+
+
+def diabetes(folder: Path, **more):
+    options = {
+        "reference": folder / "train.csv",
+        "arch": ARCH + "TableNet",
+        "sections": {"data": {"target": "progression_above_median"}, "run": {"profile": "quick"}},
+        "index": 3,
+        **more,
+    }
+    return explain_one(folder / "model.pt", str(folder / "test.csv"), **options)
+
+
+def digits(folder: Path, **more):
+    options = {"reference": folder / "train.npz", "arch": ARCH + "DigitsNet", "index": 3, "methods": FEW, **more}
+    return explain_one(folder / "model.pt", folder / "test.npz", **options)
+
+
+@pytest.fixture(scope="module")
+def page(diabetes_net):
+    return diabetes(diabetes_net)
+
+
+def test_an_answer_of_a_table_is_explained_by_each_method_with_its_tests(page):
+    assert list(page.attributions) == ["saliency", "integrated_gradients", "shap.kernel", "lime"]
+    check = page.result.checks[0]
+    assert check.question == "What spoke for the answer to sample 3?"
+    assert "The network says 0 with a probability of" in check.answer
+    ids = {e.id for e in check.evidence}
+    assert {"explanation.shap_kernel.adds_up", "explanation.lime.repeatable", "explanation.saliency.beats_random"} <= ids
+    assert "explanation.saliency.repeatable" not in ids
+    figures = {f.id: f for f in check.figures}
+    assert figures["explanation.shap_kernel"].data["signed"]
+    assert figures["explanation.saliency"].data["signed"] is False
+    assert figures["explanation.agreement"].kind == "matrix"
+    used = next(t for t in check.tables if t.id == "explanation.used")
+    row = next(row for row in used.rows if row[0] == "shap.kernel")
+    assert row[2] == pytest.approx(row[3], abs=1e-5)  # what the values add up to
+    assert page.result.verdict == "unjudged"
+
+
+def test_the_page_runs_nothing_and_loads_nothing(page, tmp_path):
+    file = page.save(tmp_path / "deep" / "one.html")
+    html = file.read_text(encoding="utf-8")
+    assert CONTENT_SECURITY_POLICY in html.replace("&#39;", "'")
+    assert not re.search(r"<script|javascript:|\son\w+=", html, flags=re.IGNORECASE)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", html)
+    assert "What spoke for the answer" in html
+    assert "bmi = " in html
+    assert html == page.html()
+
+
+def test_an_image_gets_heat_maps(digits_net):
+    told = digits(digits_net)
+    gallery = next(f for f in told.result.checks[0].figures if f.id == "explanation.heat_maps")
+    assert [panel.split(" (")[0] for panel in gallery.data["panels"]] == ["input", *FEW]
+    assert told.attributions["saliency"].values.shape == (1, 1, 8, 8)
+    assert told.html().count('src="data:image') >= 3
+
+
+def test_another_class_can_be_asked_about(digits_net):
+    told = digits(digits_net, explain_class=7)
+    assert told.attributions["saliency"].target.tolist() == [7]
+    assert "What is explained is 7" in told.result.checks[0].answer
+
+
+def test_a_sequence_and_a_regression(lstm, regressor):
+    module, data = lstm
+    told = explain_one(module, data, index=int(data.test.ids[0]), methods=FEW, sections={"run": {"profile": "quick"}})
+    assert any(f.id == "explanation.heat_maps" for f in told.result.checks[0].figures)
+    module, data = regressor
+    told = explain_one(module, data, index=2, methods=FEW, sections={"model": {"task": "regression"}})
+    assert "; the label is" in told.result.checks[0].answer
+    assert told.attributions["saliency"].output == "values"
+    with pytest.raises(UsageError, match="no classes"):
+        explain_one(module, data, index=2, explain_class=1, sections={"model": {"task": "regression"}})
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"index": 177}, "0 to 176, got 177"),
+        ({"index": -1}, "0 to 176, got -1"),
+        ({"explain_class": 2}, "0 to 1, got 2"),
+        ({"explain_class": "sick"}, "got 'sick'"),
+        ({"methods": ["gradcam"]}, "no method can explain this answer: gradcam: it is for images"),
+        ({"methods": ["shapley"]}, "no explainer 'shapley'"),
+    ],
+)
+def test_what_is_not_there_cannot_be_explained(diabetes_net, more, message):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        diabetes(diabetes_net, **more)
+
+
+def test_a_page_cannot_be_written_over_a_folder(page, tmp_path):
+    with pytest.raises(OutputError, match="got the folder"):
+        page.save(tmp_path)
+
+
+def test_the_sample_of_an_id_is_explained_and_not_the_one_at_that_place():
+    x = np.arange(40, dtype=np.float32).reshape(10, 4)
+    data = audit.Dataset(x, np.arange(10) % 2).sample(5, seed=1)
+    import torch
+
+    model = audit.Model(torch.nn.Linear(4, 2))
+    wanted = int(data.test.ids[-1])
+    told = explain_one(model, data, index=wanted, methods=["integrated_gradients"])
+    a = told.attributions["integrated_gradients"]
+    logits = model.logits(model.to_input(x[wanted : wanted + 1]))
+    start = model.logits(model.to_input(data.test.x).mean(dim=0, keepdim=True))
+    assert a.change[0] == pytest.approx(float((logits - start)[0, a.target[0]].detach()), rel=1e-4)
+
+
+@pytest.mark.slow
+def test_the_command(diabetes_net, tmp_path):
+    command = [
+        sys.executable, "-m", "audit", "explain", str(diabetes_net / "model.pt"), "--data", str(diabetes_net / "test.csv"),
+        "--arch", ARCH + "TableNet", "--target", "progression_above_median", "--method", "integrated_gradients",
+        "--profile", "quick", "--out", str(tmp_path / "e.html"),
+    ]  # fmt: skip
+    done = subprocess.run([*command, "--index", "3"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "The network says 0" in done.stdout
+    assert (tmp_path / "e.html").stat().st_size > 10_000
+    done = subprocess.run([*command, "--index", "3000"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("audit: --index should be the row number of a sample, 0 to 176, got 3000")
