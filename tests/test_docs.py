@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 import typer
 
 import audit
@@ -139,3 +140,19 @@ def test_every_module_says_what_it_is_for_in_its_first_line():
         for path in (ROOT / folder).rglob("*.py"):
             first = path.read_text(encoding="utf-8").partition("\n")[0]
             assert not first or first.startswith(('"""', 'r"""', "#!")), path
+
+
+@pytest.mark.slow
+def test_the_parts_work_alone_as_the_readme_shows_them(digits_net):
+    """The second block of Python in the README, run as it stands."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
+    assert len(blocks) == 2
+    model = audit.Model.load(digits_net / "model.pt", arch=f"{demo_nets.__file__}:DigitsNet", bounds=(0, 1))
+    data = audit.Dataset.load(digits_net / "test.npz", reference=digits_net / "train.npz")
+    x_train, x, y = (torch.from_numpy(part) for part in (data.reference.x, data.test.x[:20], data.test.y[:20]))
+    names = {"model": model, "data": data, "x": x, "y": y, "x_train": x_train.numpy()}
+    exec(compile(blocks[1], "README.md", "exec"), names)  # noqa: S102  (the page that this project ships)
+    assert names["attacked"].x_adv.shape == names["noisy"].shape == x.shape
+    assert names["told"].values.shape == x[:4].shape
+    assert len(names["detector"].score_samples(x.numpy())) == 20
+    assert names["history"].epochs
