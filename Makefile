@@ -31,7 +31,7 @@ lint: $(READY)
 	$(BIN)/lint-imports
 
 quick: lint
-	$(BIN)/pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test: lint
 	$(BIN)/pytest -n $(WORKERS)

@@ -21,7 +21,17 @@ from audit.checks.robustness import Robustness, threat_model
 from audit.config import Config, Limit, validate
 from audit.data.base import Dataset
 from audit.errors import ModelError, UsageError
-from audit.hardening import Ascent, HardeningOptions, History, Method, harden, robust_accuracy, training_data
+from audit.hardening import (
+    Ascent,
+    HardeningOptions,
+    History,
+    Method,
+    check_task,
+    harden,
+    method_named,
+    robust_accuracy,
+    training_data,
+)
 from audit.hardening.validation import split
 from audit.model import state_dict
 from audit.model.wrapper import Model, Origin
@@ -85,7 +95,8 @@ def execute_hardening(
     started, clock = datetime.now(UTC), time.monotonic()
     progress = progress or Progress(quiet=True)
     training_data(data)  # without a reference part nothing can be trained: said before the first audit
-    config = _with_limit(config, options.norm)
+    chosen = method_named(method or options.method)
+    stated, config = config.policy.limit, _with_limit(config, options.norm)
     config = config.model_copy(update={"run": config.run.model_copy(update={"checks": CHECKS, "skip": []})})
     check_limits(config.policy.limit, METRICS)
     audited = _audits(config, options)
@@ -93,6 +104,7 @@ def execute_hardening(
         data = data.sample(config.run.samples, config.run.seed)
     with model.session():
         preflight(model, data)
+    check_task(chosen, model)
 
     before = _audit(model, data, audited, out, "before", fresh, progress, debug)
     audited = _same_tolerance(audited, before, options.norm)
@@ -100,7 +112,7 @@ def execute_hardening(
     hardened, history = harden(
         model,
         data,
-        method=method or options.method,
+        method=chosen,
         threat=threat,
         seed=config.run.seed,
         out=None if out is None else own_folder(out, "training"),
@@ -120,11 +132,16 @@ def execute_hardening(
         history,
         _same_attack(hardened, data, threat, history, options, config.run.seed),
         _errors(model, hardened, data),
+        None if hardened.task == "regression" else data.test.y,
     )
     shown = _gallery(model, hardened, data, threat, trial) if config.run.save_samples else []
     answer = _billed(conclude(trial, config.policy.confidence, more=shown), trial)
     checks = [answer, *(_moved(check) for check in after.checks)]
     verdict = judge(config.policy, checks, gate=config.run.gate, required=CHECKS)
+    if verdict.word == "pass" and not stated:
+        # That it helped is no verdict on whether the network may be used: only limits of the user's own give one.
+        config = config.model_copy(update={"policy": config.policy.model_copy(update={"limit": []})})
+        verdict = judge(config.policy, checks, gate=config.run.gate, required=CHECKS)
     spec = spec_of(config, hardened, command, CHECKS)
     result = Result(
         verdict=verdict.word,
@@ -213,6 +230,13 @@ def _written(hardened: Model, given: Model, path: Path) -> Model:
     for name, tensor in hardened.module.state_dict().items():
         if isinstance(tensor, Tensor) and not torch.equal(again[name].nan_to_num(), tensor.cpu().nan_to_num()):
             raise ModelError(f"{path} would not hold what was trained: {name} differs when it is read again")
+    was = dict(given.module.named_buffers())
+    for name, tensor in hardened.module.named_buffers():
+        if name not in again and not torch.equal(tensor.cpu().nan_to_num(), was[name].cpu().nan_to_num()):
+            raise ModelError(
+                f"{path} would not hold what was trained: training changed the buffer {name}, which is not persistent; "
+                "register it with persistent=True"
+            )
     write_atomically(path, content)
     hardened._origin = Origin(
         source=str(path),

@@ -305,7 +305,7 @@ def harden(
 @app.command()
 def explain(
     model: ModelFile,
-    index: Annotated[int, typer.Option(help="Row number of the sample.", rich_help_panel=CHECKS)],
+    index: Annotated[int, typer.Option(help="Row number of the sample, from 0.", rich_help_panel=CHECKS)],
     data: Data = None,
     config: ConfigFile = None,
     out: Annotated[Path, typer.Option(help="Page to write.", rich_help_panel=RUN)] = Path("explanation.html"),
@@ -341,6 +341,7 @@ def explain(
     from audit import explaining
     from audit.plain import plain
 
+    page = out.absolute()  # code of the user's may change the current folder before the page is written
     explained = explaining.explain_one(
         model,
         data,
@@ -373,7 +374,7 @@ def explain(
         settings=settings or [],
         command=shlex.join(["audit", *sys.argv[1:]]),
     )
-    explained.save(out)
+    explained.save(page)
     if not quiet:
         _write(f"{plain(explained.result.checks[0].answer)}\n  explanation: {plain(str(out))}")
 
@@ -404,10 +405,10 @@ def render(
 
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="checks, attacks, detectors, explainers, metrics or schema.")],
+    what: Annotated[str, typer.Argument(help="checks, options, attacks, detectors, explainers, metrics or schema.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="metrics and attacks: as in docs/.")] = False,
 ) -> None:
-    """List what there is: checks, attacks, detectors, explainers, metrics, or the JSON schema of result.json."""
+    """List what there is: checks and their options, attacks, detectors, explainers, metrics, or the schema of result.json."""
     from audit import listing
 
     _write(listing.show(what, markdown=markdown))

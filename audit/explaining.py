@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,8 @@ from audit.config import Config, validate
 from audit.data.base import Dataset
 from audit.errors import InputError, OutputError, UsageError, closest
 from audit.explain import Attribution, faithfulness, pictures, sanity
-from audit.explain.base import Floats, Question
+from audit.explain.base import Floats, Question, segments
+from audit.model.batching import is_out_of_memory
 from audit.model.wrapper import Model
 from audit.preflight import preflight
 from audit.provenance import data_info, model_info, spec_of
@@ -154,7 +156,7 @@ class _One:
         self.plan = Plan(self.task)
         if not self.plan.explainers:
             raise UsageError(f"no method can explain this answer: {'; '.join(self.plan.left_out)}")
-        self.x = model.to_input(data.test.x[self.position : self.position + 1])
+        self.x = model.to_input(data.test.x[self.position : self.position + 1].copy())
         self.output = self._output()
         self.target = self._target(explain_class)
         self.attributions: dict[str, Attribution] = {}
@@ -189,8 +191,14 @@ class _One:
             findings=self._findings(),
             figures=figures,
             tables=tables,
-            not_tested=[*self.plan.left_out, "how the methods fare on other samples: the explanation check of audit run says"],
+            not_tested=[*self.plan.left_out, *self._not_tested()],
         )
+
+    def _not_tested(self) -> list[str]:
+        told = ["how the methods fare on other samples: the explanation check of audit run says"]
+        if self._orders <= RANKINGS:
+            told.append(f"whether rankings of this sample beat chance: of so few inputs there are {self._orders} rankings only")
+        return told
 
     # --- what is asked ------------------------------------------------------------------------------------------------
 
@@ -211,7 +219,7 @@ class _One:
         names = self.task.classes
         if str(wanted) in names:
             return names.index(str(wanted))
-        if str(wanted).isdigit() and int(wanted) < len(self.output):
+        if str(wanted) in map(str, range(len(self.output))):
             return int(wanted)
         raise UsageError(
             f"--class should be a class by name or by number, 0 to {len(self.output) - 1}, got {wanted!r}; "
@@ -234,12 +242,19 @@ class _One:
     # --- can it be believed? ------------------------------------------------------------------------------------------
 
     def _test(self, name: str) -> list[Evidence]:
-        listed = [self._beats_random(name), self._depends_on_weights(name)]
+        listed = [self._depends_on_weights(name)]
+        if self._orders > RANKINGS:
+            listed.insert(0, self._beats_random(name))
         if self.plan.drawn(name):
             listed.append(self._repeatable(name))
         if self.attributions[name].change is not None:
             listed.append(self._adds_up(name))
         return listed
+
+    @property
+    def _orders(self) -> int:
+        """How many rankings of the inputs there are: of few inputs, too few to tell one from chance."""
+        return math.factorial(min(10, int(segments(tuple(self.x.shape[1:]), self.data.kind).max()) + 1))
 
     def _beats_random(self, name: str) -> Evidence:
         question, told = self._question(self.task.seed), self.attributions[name]
@@ -269,7 +284,12 @@ class _One:
         if sanity.can_shuffle(self.model):
             for network in range(self.plan.networks):
                 with sanity.shuffled_weights(self.model, self.task.seed * 1000 + network):
-                    other = self.plan.explainers[name].answer(question).values
+                    try:
+                        other = self.plan.explainers[name].answer(question).values
+                    except Exception as error:
+                        if is_out_of_memory(error):
+                            raise
+                        continue  # a shuffled network may overflow: it tells nothing
                 agreements.append(sanity.rank_agreement(told.values, other, self.data.kind)[0])
         known = [a for a in agreements if np.isfinite(a)]
         same = float(np.mean(known)) if known else None

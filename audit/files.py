@@ -49,7 +49,7 @@ def read_file(path: Path, what: str, error: type[AuditError], limit: int | None 
         raise error(f"expected a {what}, got {path}, a pipe, a socket or a device; copy it to a regular file first")
     with os.fdopen(descriptor, "rb") as stream:
         try:
-            content = stream.read(limit + 1) if said.st_size <= limit else None
+            content = stream.read(min(limit, said.st_size) + 1) if said.st_size <= limit else None
         except OSError as problem:
             raise error(f"cannot read the {what} {path}: {problem.strerror or problem}") from None
     if content is None or len(content) > limit:

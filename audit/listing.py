@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 from audit.errors import UsageError, closest
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from audit.checks.base import MetricDoc
 
-KINDS = ("checks", "attacks", "detectors", "explainers", "metrics", "schema")
+KINDS = ("checks", "options", "attacks", "detectors", "explainers", "metrics", "schema")
 
 
 def show(what: str, *, markdown: bool = False) -> str:
@@ -31,6 +33,8 @@ def show(what: str, *, markdown: bool = False) -> str:
         from audit.checks.base import registry
 
         return "\n".join(f"{name}\n    {check.question}" for name, check in registry().items())
+    if what == "options":
+        return options()
     if what == "attacks":
         from audit.attacks import art
         from audit.attacks import registry as attacks
@@ -49,6 +53,26 @@ def show(what: str, *, markdown: bool = False) -> str:
 
         return "\n".join(f"{name}\n    {(d.__doc__ or '').strip().splitlines()[0]}" for name, d in detectors().items())
     raise UsageError(f"nothing called {what!r} to list; {closest(what, list(KINDS))}")
+
+
+def options() -> str:
+    """Return every option that a section of audit.toml, or ``--set section.key=value``, takes: type, default, meaning."""
+    from audit.checks.base import registry
+    from audit.hardening import HardeningOptions
+
+    lines = []
+    sections: dict[str, type[BaseModel]] = {
+        **{name: check.Options for name, check in registry().items()},
+        "hardening": HardeningOptions,
+    }
+    for section, model in sections.items():
+        for name, field in model.model_fields.items():
+            kind = str(field.annotation).replace("typing.", "") if not isinstance(field.annotation, type) else ""
+            kind = kind or getattr(field.annotation, "__name__", str(field.annotation))
+            default = field.get_default(call_default_factory=True)
+            stated = "unstated" if default is None else json.dumps(default, default=str)
+            lines += [f"{section}.{name} = {stated}", f"    {kind}: {field.description or ''}".rstrip(": ")]
+    return "\n".join(lines)
 
 
 def metrics_page() -> str:

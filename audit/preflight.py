@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 
-import numpy as np
 import torch
 
 from audit import stats
@@ -31,7 +30,7 @@ def preflight(model: Model, data: Dataset) -> str:
     ModelError
         The network cannot take the inputs, or returns nothing finite.
     """
-    x = torch.from_numpy(np.ascontiguousarray(data.test.x[:LOOK_AT]))
+    x = torch.from_numpy(data.test.x[:LOOK_AT].copy())
     try:
         model.resolve(x, data.test.y)
     except ModelError as error:

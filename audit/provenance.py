@@ -169,6 +169,8 @@ def data_info(data: Dataset) -> DataInfo:
     return DataInfo(
         source=data.source,
         sha256=data.sha256,
+        reference_sha256=data.reference_sha256,
+        anomalies_sha256=data.anomalies_sha256,
         n=len(data.test),
         n_reference=0 if data.reference is None else len(data.reference),
         n_anomalies=0 if data.anomalies is None else len(data.anomalies),

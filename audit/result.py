@@ -256,6 +256,8 @@ class DataInfo(Record):
 
     source: str
     sha256: str
+    reference_sha256: str = ""
+    anomalies_sha256: str = ""
     n: int
     n_reference: int = 0
     n_anomalies: int = 0

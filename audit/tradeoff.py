@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats as scipy_stats
 
 from audit import stats
 from audit.checks.base import MetricDoc
@@ -18,6 +19,7 @@ from audit.stats import Interval
 
 CHECK = "hardening"
 QUESTION = "Does hardening make the network withstand small changes, and what does it cost?"
+LEFT = 0.5  # of what the given network can tell apart, the hardened one should keep at least so much
 SELECTED = 0.05  # by so much validation may surely beat the test part: the best of several epochs is picked on it
 MOST_LAYERS = 12
 
@@ -93,6 +95,8 @@ class Trial:
         the test part. None for regression.
     errors : float array (n,) or None
         Regression: how much larger the absolute error of each test sample became.
+    labels : int64 array (n,) or None
+        Classification: the labels of the test samples.
     """
 
     before: Result
@@ -100,6 +104,7 @@ class Trial:
     history: History
     same_attack: tuple[tuple[int, int], tuple[int, int]] | None = None
     errors: NDArray[np.float64] | None = None
+    labels: NDArray[np.int64] | None = None
 
     @property
     def norm(self) -> str:
@@ -120,8 +125,8 @@ class Trial:
 def conclude(trial: Trial, confidence: float, *, more: Sequence[Figure] = ()) -> CheckResult:
     """Turn two audits and the training between them into the answer of ``hardening``.
 
-    It is *incomplete* where either audit is, where training broke off, where the test samples were trained on, or where the
-    network does on the validation part what it does not on the test part.
+    It is *incomplete* where either audit is, where training broke off, where the test samples were trained on, where the
+    network does on the validation part what it does not on the test part, or where it answers nearly the same to everything.
     """
     missing = [
         f"{check.id} {name} is {check.status}: {check.reason}"
@@ -133,7 +138,13 @@ def conclude(trial: Trial, confidence: float, *, more: Sequence[Figure] = ()) ->
         reason = "; ".join(missing)
         return CheckResult(id=CHECK, status="error", reason=reason, question=QUESTION, answer=f"Not measured: {reason}")
     metrics = [*_robustness(trial, confidence), *_clean(trial, confidence)]
-    evidence = [*_sound(trial), _unseen(trial), _finished(trial.history), *_not_selected(trial, confidence)]
+    evidence = [
+        *_sound(trial),
+        _unseen(trial),
+        _finished(trial.history),
+        *_not_selected(trial, confidence),
+        *_tells_apart(trial, confidence),
+    ]
     failed = [f"{e.id}: {e.detail}" for e in evidence if not e.ok]
     attack = trial.after["robustness"]
     return CheckResult(
@@ -144,7 +155,12 @@ def conclude(trial: Trial, confidence: float, *, more: Sequence[Figure] = ()) ->
         answer=_answer(trial, metrics, bool(failed)),
         metrics=metrics,
         evidence=evidence,
-        findings=[*_outcome(trial, metrics, bool(failed)), *_stopped(trial.history), *health_findings(trial.history)],
+        findings=[
+            *_outcome(trial, metrics, bool(failed)),
+            *_collapsed(evidence),
+            *_stopped(trial.history),
+            *health_findings(trial.history),
+        ],
         outcomes=attack.outcomes,
         figures=[_before_after(trial, confidence), *_curves(trial.history), *more],
         tables=[_table(trial.history)],
@@ -290,6 +306,37 @@ def _not_selected(trial: Trial, confidence: float) -> list[Evidence]:
     ]
 
 
+def _tells_apart(trial: Trial, confidence: float) -> list[Evidence]:
+    """Ask whether the hardened network still tells classes apart: nothing breaks one that gives the same answer to everything.
+
+    Its robust accuracy is the share of that class, which may be most of the samples, and the gain looks like a success. What a
+    network tells apart is its balanced accuracy less that of a constant answer; the normal approximation does for its bound.
+    """
+    before, after = trial.correct(trial.before), trial.correct(trial.after)
+    if before is None or after is None or trial.labels is None or len(np.unique(trial.labels)) < 2:
+        return []
+    had, _ = _above_constant(before, trial.labels)
+    has, error = _above_constant(after, trial.labels)
+    least = has - float(scipy_stats.norm.isf((1 - confidence) / 2)) * error
+    return [
+        Evidence(
+            id="hardening.tells_classes_apart",
+            ok=least > 0 and has >= LEFT * had,
+            value=has,
+            detail=f"balanced accuracy lies {has:.1%} above that of always giving one answer, before hardening {had:.1%} "
+            f"(surely above 0, and {LEFT:.0%} of what it was, is asked for: an answer that is always the same is never broken)",
+            one_sided=True,
+        )
+    ]
+
+
+def _above_constant(correct: NDArray[np.bool_], labels: NDArray[np.int64]) -> tuple[float, float]:
+    """Return the balanced accuracy less that of a constant answer, and its standard error."""
+    each = [correct[labels == label] for label in np.unique(labels)]
+    error = np.sqrt(sum(c.mean() * (1 - c.mean()) / len(c) for c in each)) / len(each)
+    return float(np.mean([c.mean() for c in each])) - 1 / len(each), float(error)
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -345,6 +392,7 @@ def _outcome(trial: Trial, metrics: Sequence[Metric], weak: bool) -> list[Findin
                 "wider network may help; so may a smaller --eps.",
             )
         )
+    found += _calibration(trial)
     if trial.history.kept == 0:
         found.append(
             Finding(
@@ -355,6 +403,35 @@ def _outcome(trial: Trial, metrics: Sequence[Metric], weak: bool) -> list[Findin
             )
         )
     return found
+
+
+def _collapsed(evidence: Sequence[Evidence]) -> list[Finding]:
+    return [
+        Finding(
+            severity="high",
+            title="The hardened network hardly tells classes apart",
+            detail=f"{e.detail[0].upper()}{e.detail[1:]}. Rare classes lead there, and a radius as wide as what sets classes "
+            "apart: more samples of the rare classes, a smaller --eps or a smaller --beta may help.",
+        )
+        for e in evidence
+        if e.id == "hardening.tells_classes_apart" and not e.ok
+    ]
+
+
+def _calibration(trial: Trial) -> list[Finding]:
+    """Return what hardening did to the confidence that the network states, where its error grew for sure."""
+    before, after = (result.metrics().get("calibration.ece") for result in (trial.before, trial.after))
+    if before is None or after is None or after.low is None or before.high is None or after.low <= before.high:
+        return []
+    return [
+        Finding(
+            severity="medium",
+            title="Its stated confidence is further off than before",
+            detail=f"The expected calibration error is {after.value:.3f} ({after.low:.3f} to {after.high:.3f}) after hardening "
+            f"and was {before.value:.3f} ({before.low:.3f} to {before.high:.3f}): do not read its probabilities as such until "
+            "it is calibrated again.",
+        )
+    ]
 
 
 def _stopped(history: History) -> list[Finding]:

@@ -138,7 +138,8 @@ def run(
     resolved, _ = split_off(configuration(config, policy, options, settings))
     if resolved.data.source is None and data is None:
         raise UsageError("no data was given: --data FILE, or source = … in [data]")
-    folder = make_folder(out) if out is not None else None
+    # Absolute, since code of the user's may change the current folder before the results are written.
+    folder = make_folder(out).absolute() if out is not None else None
     network, samples_ = open_both(
         model,
         data,
@@ -254,7 +255,7 @@ def harden(
         resolved,
         chosen,
         method=None if isinstance(method, str) else method,
-        out=make_folder(out) if out is not None else None,
+        out=make_folder(out).absolute() if out is not None else None,
         fresh=fresh,
         progress=progress,
         command=command,
@@ -304,7 +305,7 @@ def replay(result_dir: str | os.PathLike[str], model: Model | nn.Module, data: D
         raise InputError("the data is not that of the run: ids, inputs or labels differ")
     with np.load(folder / check.artifact, allow_pickle=False) as stored:
         arrays = {name: stored[name] for name in stored.files}
-    network.resolve(torch.from_numpy(data.test.x[:64]), data.test.y)
+    network.resolve(torch.from_numpy(data.test.x[:64].copy()), data.test.y)
     sections = result.spec.config["checks"]
     written = sections.get("robustness", {}) if isinstance(sections, dict) else {}
     options = validate(Robustness.Options, written if isinstance(written, dict) else {}, "robustness")

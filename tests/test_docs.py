@@ -17,7 +17,7 @@ from audit.plan import _matches
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if page.exists()]
-QUICK = ["robustness.steps=2", "robustness.restarts=1", "robustness.noise_draws=2"]
+QUICK = ["robustness.steps=2", "robustness.restarts=1", "robustness.noise_draws=2", "robustness.queries=20"]
 
 
 def test_the_page_of_metrics_is_what_the_checks_say():
@@ -55,6 +55,7 @@ def results(digits_net, diabetes_net) -> list[audit.Result]:
     ]
 
 
+@pytest.mark.slow
 def test_every_metric_of_a_real_result_is_documented_as_it_is(results):
     docs = {doc.id: doc for check in registry().values() for doc in check.metrics}
     seen = set()
@@ -72,6 +73,7 @@ def test_every_metric_of_a_real_result_is_documented_as_it_is(results):
     assert seen == set(docs), "a metric that is documented and never measured"
 
 
+@pytest.mark.slow
 def test_each_metric_says_what_its_check_would_be_judged_by(results):
     for result in results:
         for check in result.checks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,18 @@ def test_a_damaged_job_is_done_again(content: bytes | None, tmp_path: Path):
     path.write_bytes(whole.getvalue())  # no cost in it
     assert cache.get("stage", 0) is None
     path.write_bytes(whole.getvalue()[:-30])
+    assert cache.get("stage", 0) is None
+    np.savez(path, **{COST: np.full(3, np.inf), "x": np.ones(3)})  # type: ignore[arg-type]
+    assert cache.get("stage", 0) is None
+
+
+def test_a_job_that_claims_more_than_the_memory_is_done_again(tmp_path: Path):
+    cache = Cache(tmp_path, "key")
+    cache.put("stage", 0, job())
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (2**55,)})
+    with zipfile.ZipFile(next(tmp_path.rglob("stage-0.npz")), "a") as archive:
+        archive.writestr("more.npy", header.getvalue())
     assert cache.get("stage", 0) is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -30,7 +31,7 @@ from audit.progress import Progress
 from audit.result import CheckResult, Evidence, Metric, Result
 
 ARCH = f"{demo_nets.__file__}:DigitsNet"
-QUICK = ["robustness.steps=4", "robustness.restarts=1", "robustness.noise_draws=2"]
+QUICK = ["robustness.steps=4", "robustness.restarts=1", "robustness.noise_draws=2", "robustness.queries=20"]
 LATER = ["corruption", "anomaly", "explanation"]  # not run in most tests here, which are of the runner and not of the checks
 
 # All that may differ between two runs of one seed: times, and the places that were named. Everything else is equal.
@@ -697,3 +698,37 @@ def test_quiet_progress_says_nothing():
         progress.say("training")
         small(progress=progress)
     assert stream.getvalue() == ""
+
+
+class Wanderer(torch.nn.Module):
+    """A network that changes the current folder as it runs."""
+
+    def __init__(self, place: Path) -> None:
+        super().__init__()
+        self.inner, self.place = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10)), place
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        os.chdir(self.place)
+        return self.inner(x)
+
+
+def test_results_go_where_the_run_began(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    audit.run(Wanderer(tmp_path / "elsewhere"), "sklearn:digits", checks=["performance"], samples=20, out="here")
+    assert (tmp_path / "here" / "result.json").is_file()
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+class InPlace(nn.Module):
+    """Changes the tensor that it is handed."""
+
+    def forward(self, x):
+        return torch.stack((x.clamp_(-0.5, 0.5)[:, 0], x[:, 1]), dim=1)
+
+
+def test_a_network_that_changes_its_input_does_not_change_the_data():
+    data = Dataset(np.random.default_rng(0).normal(size=(80, 2)).astype(np.float32), np.tile([0, 1], 40))
+    before = data.test.x.copy()
+    audit.run(InPlace(), data, checks=["performance"])
+    assert np.array_equal(data.test.x, before)

@@ -40,6 +40,15 @@ def test_a_perfect_separation_of_few_is_not_certain():
     assert stats.average_precision(np.zeros(20), np.ones(20)).low < 0.9
 
 
+@pytest.mark.parametrize("n", [1, 3, 8, 40])
+def test_anomalies_that_all_or_none_stand_out_are_worth_their_number(n):
+    """Each is above all normal samples or below: then an AUROC is a proportion of `n` draws, and its limits are exact."""
+    for k in range(n + 1):
+        exact = stats.clopper_pearson(k, n)
+        area = stats.auroc(np.zeros(20_000), np.repeat([1.0, -1.0], [k, n - k]))
+        assert (area.low, area.high) == pytest.approx(exact[1:], abs=2e-3)
+
+
 def test_an_empty_part_says_nothing():
     assert stats.auroc([], [1.0]) == stats.average_precision([1.0], []) == (None, 0.0, 1.0)
     assert stats.auroc_difference([], [1.0], [], [1.0]) == (None, -1.0, 1.0)
@@ -62,7 +71,7 @@ def _mixed(hidden):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("m", "n"), [(200, 20), (50, 50)])
+@pytest.mark.parametrize(("m", "n"), [(200, 3), (200, 7), (200, 20), (50, 50)])
 @pytest.mark.parametrize("draw", [_normal(0), _normal(2), _normal(8, 4.0), _normal(3, 0.25), _mixed(0.1)])
 def test_each_limit_of_an_auroc_misses_at_most_a_fortieth(draw, m, n):
     rng, runs = np.random.default_rng(0), 1000

@@ -43,8 +43,7 @@ class PCADetector(Detector):
         self.scaling_ = RobustScaling.fit(x, self.sample_shape_, self.reach)
         z = self.scaling_.apply(x)
         self.mean_ = z.mean(axis=0)
-        covariance = (z - self.mean_).T @ (z - self.mean_) / len(z)
-        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = _principal(z - self.mean_)
         explained = np.cumsum(values[::-1].clip(min=0))
         enough = int(np.searchsorted(explained, self.variance * explained[-1])) + 1
         self.components_ = vectors[:, ::-1][:, : min(enough, x.shape[1] - 1)].T
@@ -53,3 +52,14 @@ class PCADetector(Detector):
         z = self.scaling_.apply(x) - self.mean_
         rest = z - z @ self.components_.T @ self.components_
         return np.asarray((rest**2).mean(axis=1), dtype=np.float64)
+
+
+def _principal(z: Floats) -> tuple[Floats, Floats]:
+    """Return variances, ascending, and directions, as columns, of centred samples of shape (n, values)."""
+    n, columns = z.shape
+    if columns <= n:
+        values, vectors = np.linalg.eigh(z.T @ z / n)
+        return values, vectors
+    # Fewer samples than values: the smaller matrix of the samples' products has the same variances.
+    values, along = np.linalg.eigh(z @ z.T / n)
+    return values, z.T @ along / np.sqrt(np.maximum(values, np.finfo(np.float64).tiny) * n)

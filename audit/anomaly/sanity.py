@@ -84,6 +84,16 @@ def repeatable(prefix: str, first: Floats, second: Floats) -> Evidence:
     )
 
 
+def numbers(prefix: str, lost: int) -> Evidence:
+    """Judge whether every score is a number: one that is none is never an alarm, whatever the input."""
+    return Evidence(
+        id=f"{prefix}.scores_are_numbers",
+        ok=lost == 0,
+        detail=f"{lost} scores are no numbers" + (": such inputs would pass without an alarm" if lost else ""),
+        value=float(lost),
+    )
+
+
 def false_alarm_p_value(alarms: int, n: int, calibration: int, alpha: float) -> float:
     """Return the chance of at least so many alarms among `n` samples of the source that the threshold was set on.
 
@@ -91,10 +101,22 @@ def false_alarm_p_value(alarms: int, n: int, calibration: int, alpha: float) -> 
 
     Source: Angelopoulos & Bates (2023), Foundations and Trends in Machine Learning 16:494, appendix C.
     """
-    rank = int(np.ceil((calibration + 1) * (1 - alpha) - 1e-9))
-    if rank > calibration:
-        return 1.0
-    return float(scipy_stats.betabinom.sf(alarms - 1, n, calibration + 1 - rank, rank))
+    rank = _rank(calibration, alpha)
+    return float(scipy_stats.betabinom.sf(alarms - 1, n, calibration + 1 - rank, rank)) if rank <= calibration else 1.0
+
+
+def few_alarms_p_value(reached: int, n: int, calibration: int, alpha: float) -> float:
+    """Return the chance that at most so many of `n` samples of that source reach the threshold, whatever scores are equal.
+
+    Source: as `false_alarm_p_value`. With ties broken at random the alarms are beta-binomial, and at most those that reach it.
+    """
+    rank = _rank(calibration, alpha)
+    return float(scipy_stats.betabinom.cdf(reached, n, calibration + 1 - rank, rank)) if rank <= calibration else 1.0
+
+
+def _rank(calibration: int, alpha: float) -> int:
+    """Return which of the calibration scores, in ascending order, is the threshold."""
+    return int(np.ceil((calibration + 1) * (1 - alpha) - 1e-9))
 
 
 def _gain(own: Floats, other: Floats, confidence: float) -> float:

@@ -6,6 +6,7 @@ that a fresh forward does not confirm, for `__call__` does all of that.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -444,7 +445,7 @@ def random_in_ball(ids: Tensor, shape: tuple[int, ...], ball: Ball, *, seed: int
     # Uniform in a ball of d dimensions: a normal vector's direction, and a length whose d-th power is uniform.
     noise = normal_noise(ids, shape, seed=seed, purpose=purpose, draw=draw)
     share = (uniform_noise(ids, (1,), seed=seed, purpose=f"{purpose}.length", draw=draw)[:, 0] + 1) / 2
-    length = share ** (1 / noise[0].numel()) * ball.eps
+    length = share ** (1 / math.prod(shape)) * ball.eps
     return noise * per_sample(length / l2_norm(noise), noise)
 
 

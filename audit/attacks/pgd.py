@@ -101,6 +101,9 @@ class PGD(Attack):
                 if bool(stuck.any()):
                     # Without a gradient a step goes nowhere: the sample is started again elsewhere in the ball.
                     again = self._random(origin[stuck], ball, ids[rows[stuck]], low[stuck], high[stuck], restart, k + 1)
+                    if ball.norm == "linf" and k // LOOK_EVERY % 2:
+                        # Where units are at rest around the sample, they wake at the corners of the ball first.
+                        again = torch.where(again > origin[stuck], high[stuck], low[stuck])
                     point = point.index_put((stuck,), again)
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # one NaN must not stop, nor spread over, the whole sample
             point = step_in_ball(point, gradient, origin, ball, low, high, self._step_length(k, ball.eps) * ball.unit())

@@ -34,10 +34,11 @@ Floats = NDArray[np.floating]
 
 
 def outputs_move(model: Model, x: Tensor, ids: Tensor, threat: ThreatModel, spread: Floats, *, seed: int) -> Tensor:
-    """Tell for which inputs the output differs at random points of the ball from the clean one, shape (n,).
+    """Tell for which inputs the output differs from the clean one at a random point without a gradient, shape (n,).
 
     Asked of inputs without a gradient: where the output does not move either, the network is flat there, as dead units make
-    it, and a gradient of zero tells the truth. Where it moves, something hides the gradient.
+    it, and a gradient of zero tells the truth. Where it moves and still has no gradient, something hides it; units that wake
+    at the edge of the ball have one there.
 
     Parameters
     ----------
@@ -58,11 +59,19 @@ def outputs_move(model: Model, x: Tensor, ids: Tensor, threat: ThreatModel, spre
             noise = noise.sign() * ball.eps if threat.norm == "linf" and draw % 2 else noise
             point = torch.minimum(torch.maximum(inputs + noise * ball.unit(), low), high)
             output = as_columns(output_of(model, point))
-            moved |= ~((output - clean).abs() <= 1e-5 * clean.abs() + still).all(dim=1)
+            elsewhere = ~((output - clean).abs() <= 1e-5 * clean.abs() + still).all(dim=1)
+            if bool(elsewhere.any()):
+                moved |= elsewhere & _flat_at(model, point, (output - clean).sign())
         return (moved,)
 
     with model.session():
         return in_batches(moves, (x, ids), model.batch_size)[0]
+
+
+def _flat_at(model: Model, point: Tensor, sign: Tensor) -> Tensor:
+    """Tell where the sum of the outputs, each with its sign, has a gradient of zero, shape (n,)."""
+    gradient, _ = model.gradient(lambda output: (as_columns(output) * sign).sum(dim=1), point)
+    return ~gradient.flatten(1).any(dim=1)
 
 
 def gradient_correlation(model: Model, x: Tensor, y: Tensor, ids: Tensor, threat: ThreatModel, *, seed: int) -> Tensor:
@@ -116,13 +125,16 @@ def gradient_true(prefix: str, correlation: Floats) -> Evidence:
 
 def gradients_nonzero(prefix: str, attacked: int, zero: int, hidden: int, nan: int) -> Evidence:
     """Ask whether the attack had a gradient to follow: `hidden` samples had none though their output moves."""
-    flatness = f"; on {hidden} of them the output moves under random noise all the same: something hides the gradient"
+    flatness = (
+        f"; on {hidden} of them the output moves under random noise all the same, to where it is zero, too, as where something "
+        f"hides it ({HIDDEN:.0%} of the samples may)"
+    )
     broken = f"; it was NaN or infinite somewhere on {nan}" if nan else ""
     return Evidence(
         id=f"{prefix}.gradients_nonzero",
         ok=hidden + nan <= HIDDEN * attacked,
         value=max(0.0, 1 - (hidden + nan) / attacked),
-        detail=f"the gradient was zero on {zero} of {attacked} attacked samples{flatness if zero else ''}{broken}",
+        detail=f"the gradient was zero on {zero} of {attacked} attacked samples{flatness if hidden else ''}{broken}",
         one_sided=True,
     )
 

@@ -17,6 +17,7 @@ from audit.stats import Interval
 
 Floats = NDArray[np.float64]
 
+SCORES = ("calibration", "test", "against_", "normal_", "anomalous_", "threshold")  # how the arrays of scores are named
 COPIES = 0.05  # a larger difference in the share of copies is no chance
 SURE = 0.99
 KINDS = {
@@ -58,7 +59,9 @@ class Conclusion:
         self.task, self.found, self.answer = task, found, answer
         self.names = fitting(task)
         self.primary = primary_kind(task)
-        self.fits = {name: {**found[f"anomaly.{name}.fit"].arrays, **self._adversarial(name)} for name in self.names}
+        self.not_numbers = dict.fromkeys(self.names, 0)
+        self.fits = {name: self._of("fit", name) | self._of("adversarial", name) for name in self.names}
+        self.left_out = {name: self._of("held_out", name) for name in self.names}
         self.kinds = self._found_kinds()
         self.primary = self.primary if self.primary in self.kinds else self.kinds[0]
 
@@ -79,17 +82,21 @@ class Conclusion:
     def _found_kinds(self) -> list[str]:
         arrays = self.fits[self.names[0]]
         kinds = [name.removeprefix("against_") for name in arrays if name.startswith("against_")]
-        if any(name.startswith("normal_") for name in self._held_out(self.names[0])):
+        if any(name.startswith("normal_") for name in self.left_out[self.names[0]]):
             kinds.append("held_out")
         return sorted(kinds, key=lambda kind: (kind != self.primary, list(KINDS).index(kind) if kind in KINDS else 9, kind))
 
-    def _adversarial(self, name: str) -> Arrays:
-        merged = self.found.get(f"anomaly.{name}.adversarial")
-        return {} if merged is None else merged.arrays
-
-    def _held_out(self, name: str) -> Arrays:
-        merged = self.found.get(f"anomaly.{name}.held_out")
-        return {} if merged is None else merged.arrays
+    def _of(self, stage: str, name: str) -> Arrays:
+        """Return what a stage of a detector gave. A score that is no number is never an alarm, so it counts as the lowest."""
+        merged = self.found.get(f"anomaly.{name}.{stage}")
+        arrays = {} if merged is None else dict(merged.arrays)
+        for key in arrays:
+            if key.startswith(SCORES) and np.isnan(arrays[key]).any():
+                lost = np.isnan(arrays[key])
+                self.not_numbers[name] += int(lost.sum())
+                lowest = np.inf if key.startswith("threshold") else float(arrays[key][~lost].min(initial=0.0))
+                arrays[key] = np.where(lost, lowest, arrays[key])
+        return arrays
 
     def _threshold(self, name: str) -> float:
         return float(self.fits[name]["threshold"][0])
@@ -97,7 +104,7 @@ class Conclusion:
     def against(self, name: str, kind: str) -> _Against:
         """Return the scores of detector `name` against one kind of anomaly."""
         if kind == "held_out":
-            arrays = self._held_out(name)
+            arrays = self.left_out[name]
             classes = [key.removeprefix("normal_") for key in arrays if key.startswith("normal_")]
             return _Against(
                 [arrays[f"normal_{c}"] for c in classes],
@@ -168,6 +175,7 @@ class Conclusion:
         self.answer.evidence += [
             sanity.distinct_scores(prefix, arrays["test"], distinct),
             sanity.repeatable(prefix, arrays["first"], arrays["second"]),
+            sanity.numbers(prefix, self.not_numbers[name]),
         ]
         if name == "autoencoder":
             self.answer.evidence += [
@@ -204,6 +212,8 @@ class Conclusion:
                 value=gap.value,
             )
         )
+        if "anomaly_copies" in arrays:
+            self.answer.evidence.append(_apart(arrays["anomaly_copies"], test))
 
     # --- findings
 
@@ -214,6 +224,19 @@ class Conclusion:
         scores, limit = arrays["test"], self._threshold(name)
         alarm = scores > limit
         k, n = int(alarm.sum()), len(alarm)
+        # Discrete scores often equal the threshold: those count, so that fewer alarms by ties are no sign.
+        reached = int((scores >= limit).sum())
+        if sanity.few_alarms_p_value(reached, n, len(arrays["calibration"]), options.alpha) < 1 - SURE:
+            self.answer.findings.append(
+                Finding(
+                    severity="low",
+                    title=f"The threshold is too high for this test part: {k} of {n} samples are alarms ({k / n:.1%}; it is "
+                    f"set for {options.alpha:.0%})",
+                    detail="So few would hardly come by chance if both parts had one source. The reference part is wider than "
+                    "the test part: it may hold anomalies, other data or errors. Such a threshold lets more anomalies pass: "
+                    "clean the reference part.",
+                )
+            )
         if not k:
             return
         worst = np.flatnonzero(alarm)[np.argsort(-scores[alarm], kind="stable")][:10]
@@ -402,7 +425,9 @@ class Conclusion:
         if "corrupted" not in self.kinds:
             untested.append("corrupted inputs: no bounds are known (--bounds), or the inputs are too small")
         if "held_out" not in self.kinds:
-            untested.append("classes held out: that needs three classes with samples in both parts")
+            untested.append(
+                "classes held out: that needs three classes with samples in both parts, and enough without one for a threshold"
+            )
         left_out = [name for name in self.task.options.detectors if name not in self.names]
         if left_out:
             untested.append(f"{', '.join(left_out)}: samples of a single value leave no room for a bottleneck")
@@ -411,6 +436,20 @@ class Conclusion:
             untested.append(f"detectors fitted on more than {used:,} of the {len(data.reference):,} reference samples")
         untested.append("detectors that look at the network's inside: these look at its inputs alone")
         return untested
+
+
+def _apart(anomalies: NDArray[np.bool_], test: NDArray[np.bool_]) -> Evidence:
+    """Judge whether the labelled anomalies were kept out of the fit: more of them among the fitted than of the test samples."""
+    gap = stats.difference(int(anomalies.sum()), len(anomalies), int(test.sum()), len(test), SURE)
+    fitted_on = gap.value is not None and gap.low is not None and gap.low > 0 and gap.value > COPIES
+    return Evidence(
+        id="anomaly.anomalies_not_fitted",
+        ok=not fitted_on,
+        detail=f"{anomalies.mean():.1%} of the labelled anomalies and {test.mean():.1%} of the test samples also stand among "
+        "those that were fitted on"
+        + (": the detectors learnt them as normal, so that the figures against them are too low" if fitted_on else ""),
+        value=gap.value,
+    )
 
 
 def _paired(own: _Against, other: _Against, confidence: float) -> Interval:

@@ -185,6 +185,9 @@ class Trial:
             if len(kept) < LEAST_REFERENCE or (kept == kept[:1]).all():
                 continue
             detector = self._detector(len(kept)).fit(kept)
+            # Without a class fewer samples are left to set a threshold; where they are too few nothing could be an alarm.
+            if np.isinf(detector.offset_):
+                continue
             out = task.data.test.y == c
             arrays[f"normal_{c}"] = -detector.score_samples(test[~out])
             arrays[f"anomalous_{c}"] = -detector.score_samples(test[out])
@@ -209,7 +212,7 @@ class Trial:
             kinds["labelled"] = _Compared(_inputs(task, "anomalies"), data.anomalies.ids)
         chosen = np.sort(np.random.default_rng(task.seed).permutation(len(test))[:MOST_COMPARED])
         x, ids = torch.from_numpy(test[chosen]).to(block.x), torch.from_numpy(data.test.ids[chosen])
-        if data.kind != "image" or primary_kind(task) == "shuffled":
+        if data.kind != "image" or not _can_be_corrupted(task):
             kinds["shuffled"] = _Compared(_array(shuffled(x, ids, block.x, task.seed)), ids.numpy())
         if _can_be_corrupted(task):
             changed = corrupted(x, ids, data.box() if data.kind == "image" else None, block.x, task.seed)
@@ -217,7 +220,7 @@ class Trial:
         return kinds
 
     def _copies(self, detector: Detector, x: Floats, test: Floats) -> Arrays:
-        """Say of each sample put aside, and of each test sample, whether it also stands among those that were fitted on."""
+        """Say of samples put aside, of the test part and of labelled anomalies which also stand among those fitted on."""
         aside = np.zeros(len(x), dtype=bool)
         aside[detector.calibration_rows_] = True
         fitted = {row.tobytes() for row in x[~aside]}
@@ -225,7 +228,10 @@ class Trial:
         def stands(rows: Floats) -> NDArray[np.bool_]:
             return np.asarray([row.tobytes() in fitted for row in rows])
 
-        return {"calibration_copies": stands(x[aside]), "test_copies": stands(test)}
+        copies = {"calibration_copies": stands(x[aside]), "test_copies": stands(test)}
+        if self.task.data.anomalies is not None:
+            copies["anomaly_copies"] = stands(_inputs(self.task, "anomalies"))
+        return copies
 
     def _twice(self, x: Floats) -> Arrays:
         some = x[np.linspace(0, len(x) - 1, min(len(x), REPEATED)).round().astype(int)]

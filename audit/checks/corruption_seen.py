@@ -287,15 +287,18 @@ def evidence(seen: Seen) -> list[Evidence]:
 def _changed(seen: Seen) -> Evidence:
     """Ask whether each corruption changed the inputs, and more at a higher severity: else its accuracy flatters."""
     idle = [name for name in seen.names if not (seen.change[name] > IDLE).all()]
-    # Not from each severity to the next: a shift by the period of a pattern changes less than half of it. Pairs of columns run
-    # out in narrow tables, so that as much as at the lowest severity is enough.
-    shrinking = [name for name in seen.names if seen.change[name][-1] < seen.change[name][0] * (1 - SAME_CHANGE)]
+    # Not from each severity to the next, nor at the highest: a shift by the period of a pattern changes less than half of it,
+    # and blocks of a pattern's own size change nothing. Pairs of columns run out in narrow tables, so that as much as at the
+    # lowest severity is enough.
+    shrinking = [
+        name for name, change in seen.change.items() if len(change) > 1 and change[1:].max() < change[0] * (1 - SAME_CHANGE)
+    ]
     wrong = idle or shrinking
-    detail = "each corruption changed the inputs at each severity, and no less at the highest than at the lowest"
+    detail = "each corruption changed the inputs at each severity, and at some higher one no less than at the lowest"
     if idle:
         detail = f"{titles(idle)} left the inputs as they were at some severity"
     elif shrinking:
-        detail = f"{titles(shrinking)} changed the inputs less at the highest severity than at the lowest"
+        detail = f"{titles(shrinking)} changed the inputs less at every higher severity than at the lowest"
     return Evidence(id="corruption.inputs_changed", ok=not wrong, detail=detail, value=float(len(wrong)), one_sided=True)
 
 
@@ -309,7 +312,8 @@ def _repeatable(seen: Seen) -> Evidence:
         before, after = first["change"][at, seen.at], again["change"][:, i]
         moved = max(moved, float(np.max(np.abs(before - after) / np.maximum(np.abs(before), 1e-6), initial=0.0)))
         a, b = first["answers"][at, seen.at], again["answers"][:, i]
-        near = np.abs(a - b) <= SAME_CHANGE * (seen.tolerance + np.abs(a)) if seen.regression else a == b
+        with np.errstate(invalid="ignore"):
+            near = np.abs(a - b) <= SAME_CHANGE * (seen.tolerance + np.abs(a)) if seen.regression else a == b
         same.append(near | (~np.isfinite(a) & ~np.isfinite(b)))
     agree = float(np.mean(same))
     return Evidence(
@@ -324,21 +328,7 @@ def _repeatable(seen: Seen) -> Evidence:
 def _better_than_chance(seen: Seen) -> Evidence:
     """Ask whether there is anything to lose: an answer that does not depend on the input survives every corruption."""
     if seen.regression:
-        r2 = stats.r_squared(seen.y, seen.clean, seen.task.confidence, seen.task.seed) if seen.good_clean.all() else None
-        low = None if r2 is None else r2.low
-        detail = (
-            "R² on clean inputs is surely above 0"
-            if low is not None and low > 0
-            else "R² on clean inputs is not surely above 0"
-        )
-        tail = ": outputs that hardly follow the inputs are kept whatever happens to these"
-        return Evidence(
-            id="corruption.better_than_chance",
-            ok=low is not None and low > 0,
-            detail=detail + ("" if low is not None and low > 0 else tail),
-            value=finite(low),
-            one_sided=True,
-        )
+        return _follows(seen)
     clean, chance = seen.share(seen.good_clean), seen.chance()
     ok = clean.low is not None and clean.low > chance
     return Evidence(
@@ -347,6 +337,37 @@ def _better_than_chance(seen: Seen) -> Evidence:
         detail=f"on clean inputs {percent(clean.value)} are right (at least {percent(clean.low)}), and guessing with the "
         f"network's own frequencies gives {percent(chance)}" + ("" if ok else ": there is no skill that could be lost"),
         value=clean.low,
+    )
+
+
+def _follows(seen: Seen) -> Evidence:
+    """Ask of a regression network whether its outputs follow the inputs, and whether there are residuals to set a tolerance."""
+    low = None
+    if not seen.good_clean.all():
+        detail = f"{int((~seen.good_clean).sum())} outputs for clean inputs are not finite, so that R² is not known"
+    elif seen.tolerance == 0:
+        detail = (
+            "the labels are met exactly, so that the tolerance is 0 and every move counts: state one (corruption.tolerance)"
+        )
+    elif seen.tolerance >= float(np.ptp(seen.clean)):
+        detail = (
+            f"the tolerance ({seen.tolerance:.4g}) is as wide as all clean outputs ({float(np.ptp(seen.clean)):.4g}), so that "
+            "no move could count: state a smaller one (corruption.tolerance)"
+        )
+    else:
+        low = stats.r_squared(seen.y, seen.clean, seen.task.confidence, seen.task.seed).low
+        detail = (
+            "R² on clean inputs is surely above 0"
+            if low is not None and low > 0
+            else "R² on clean inputs is not surely above 0: outputs that hardly follow the inputs are kept whatever happens to "
+            "these"
+        )
+    return Evidence(
+        id="corruption.better_than_chance",
+        ok=low is not None and low > 0,
+        detail=detail,
+        value=finite(low),
+        one_sided=True,
     )
 
 

@@ -180,7 +180,7 @@ def _harmful(seen: Seen, name: str, broken: bool) -> Finding | None:
         return None
     what = "of the outputs are moved too far" if seen.regression else "of the answers are lost"
     return Finding(
-        severity="medium" if broken else "low",
+        severity="medium" if broken and not corruptions.get(name).fault else "low",
         title=f"Under {title_of(name)} {percent(drop.value)} {what}",
         detail=f"At severity {seen.severities[seen.at]} ({_strength(seen, name)}) {lost} of {seen.n:,} samples turn "
         f"{'too far from their clean output' if seen.regression else 'from right to wrong'} and {won} the other way: a loss of "

@@ -25,7 +25,7 @@ from audit.checks.base import (
     repeatability,
     repeatability_evidence,
 )
-from audit.checks.measurement import (
+from audit.checks.performance_measurement import (
     finite_rows,
     judge_gap,
     judge_outputs,
@@ -35,7 +35,7 @@ from audit.checks.measurement import (
     report_few,
     report_non_finite,
 )
-from audit.checks.regression import conclude_regression
+from audit.checks.performance_regression import conclude_regression
 from audit.data.base import Part
 from audit.result import CheckResult, Evidence, Figure, Finding, Table, slugs
 from audit.stats import Interval

@@ -44,6 +44,7 @@ QUERIES = {"quick": 100, "standard": 500, "thorough": 2000, "exhaustive": 5000}
 ASKED_PASSES = 1000.0  # what an attack that was asked for may cost a sample: unknown beforehand
 EVIDENCE_SAMPLES = 128  # each test of the attack looks at no more: enough to see a share of 5 %
 LONGER_STEPS = 100
+FEWEST_STANDING, ONE_CLASS = 10, 0.99  # samples that stand, and the share of one class among them, that say something
 GALLERY = 6
 MESSAGE = 200  # characters kept of what stopped an attack
 FINDERS = ("pgd", "longer", "square", "noise")  # the stages whose examples count, in the order in which they are shown
@@ -57,11 +58,14 @@ class RobustnessOptions(CheckOptions):
     steps: int | None = Field(default=None, ge=1, le=100_000, description="gradient steps a restart; unstated: by profile")
     restarts: int | None = Field(default=None, ge=1, le=10_000, description="runs from different starts; unstated: by profile")
     step_size: float | None = Field(
-        default=None, gt=0, description="length of every step; unstated: shrinking from 0.7 eps to 0"
+        default=None, gt=0, allow_inf_nan=False, description="length of every step; unstated: shrinking from 0.7 eps to 0"
     )
     mutable: list[str] | None = Field(default=None, description="columns of a table that may change; unstated: all")
     tolerance: float | None = Field(
-        default=None, gt=0, description="regression: a larger move of the output counts; unstated: one sd of the residuals"
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="regression: a larger move of the output counts; unstated: one sd of the residuals",
     )
     noise_draws: int = Field(default=10, ge=1, le=10_000, description="random points a sample that the attack must beat")
     queries: int | None = Field(
@@ -410,8 +414,11 @@ class NormTask:
         answer.reasons += self._idle_radius() + self._idle_tolerance(found) + self._stopped(found)
         if hit.any():
             answer.findings.append(self._finding(hit, right, accuracy))
+        answer.findings += self._one_class(right, ~broken)
         answer.figures += [self._before_after(right, accuracy), *self._shown(found)]
-        noun = "kept their answer" if task.model.task == "regression" else "are right and stay right"
+        noun = "are right and stay right"
+        if task.model.task == "regression":
+            noun = f"move by no more than {tolerance(task, found):.4g}"
         return (
             f"Under {_name(self.norm)} changes of at most {_radius(task, self.threat)}, {int((~broken).sum())} of {n} samples "
             f"{noun} as far as this attack found ({_percent(accuracy.value)}, {task.confidence:.0%} interval "
@@ -548,6 +555,27 @@ class NormTask:
             f"again. What remains ({_percent(accuracy.value)}) is what this attack did not break, not what cannot be broken.",
             samples=[int(i) for i in task.data.test.ids[np.flatnonzero(hit)[:10]]],
         )
+
+    def _one_class(self, right: NDArray[np.bool_], standing: NDArray[np.bool_]) -> list[Finding]:
+        """Say it where nearly all that stands is of one class: an answer that is always the same is never broken."""
+        task, n = self.task, int(standing.sum())
+        y = task.data.test.y
+        if task.model.task == "regression" or n < FEWEST_STANDING or len(np.unique(y)) < 2:
+            return []
+        top = int(np.bincount(y[standing]).argmax())
+        held, share = int((y[standing] == top).sum()), float(np.mean(y[right] == top))
+        more = (stats.clopper_pearson(held, n, task.confidence).low or 0.0) > share
+        if held < ONE_CLASS * n or not (more or share == 1):
+            return []
+        name, most = task.classes[top], float(np.bincount(y).max() / len(y))
+        return [
+            Finding(
+                severity="high" if share == 1 else "medium",
+                title=f"Nearly all that withstands {_name(self.norm)} changes is of class {name}",
+                detail=f"{held} of the {n} samples that stay right are, and {share:.0%} of those that are right unattacked. "
+                f"Always giving one answer, which nothing breaks, is right on {most:.1%}: what stands may be no robustness.",
+            )
+        ]
 
     def _before_after(self, right: NDArray[np.bool_], accuracy: Metric) -> Figure:
         clean = stats.clopper_pearson(int(right.sum()), len(right), self.task.confidence)

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from scipy import stats as scipy_stats
 
 from audit import stats
-from audit.stats import Interval
+from audit.stats import Floats, Interval
 
 PSEUDO = 2  # samples that are added at each end of the range
 
@@ -19,8 +19,10 @@ def bounded_mean(values: ArrayLike, lowest: float, highest: float, confidence: f
 
     Each value may itself be a mean over dependent outcomes of one sample (its answers under many corruptions): the sample is
     the unit that is drawn. It is Student's interval of the values with two more at each end of the range, in the manner of
-    Agresti and Coull: where all values are equal, plain Student would claim to know the mean exactly. The value itself is the
-    plain mean. With no values it is None, and the limits are the range.
+    Agresti and Coull: where all values are equal, plain Student would claim to know the mean exactly. On either side the limit
+    is the wider of that and of plain Student's: for values close to an end the added ones draw the interval to the middle, and
+    the limit towards that end would miss up to 7 %. The value itself is the plain mean. With no values it is None, and the
+    limits are the range.
 
     Source: Agresti & Coull (1998), The American Statistician 52:119, with Student's t for values between the ends.
     """
@@ -29,9 +31,8 @@ def bounded_mean(values: ArrayLike, lowest: float, highest: float, confidence: f
         return Interval(None, lowest, highest)
     mean = float(v.mean())
     more = np.concatenate((v, [lowest] * PSEUDO, [highest] * PSEUDO))
-    half = float(scipy_stats.t.ppf((1 + confidence) / 2, len(more) - 1)) * float(more.std(ddof=1)) / math.sqrt(len(more))
-    centre = float(more.mean())
-    return Interval(mean, max(lowest, min(mean, centre - half)), min(highest, max(mean, centre + half)))
+    (centre, half), own = _student(more, confidence), _student(v, confidence)[1]
+    return Interval(mean, max(lowest, min(mean - own, centre - half)), min(highest, max(mean + own, centre + half)))
 
 
 def mean(values: ArrayLike, confidence: float = 0.95) -> Interval:
@@ -42,11 +43,10 @@ def mean(values: ArrayLike, confidence: float = 0.95) -> Interval:
     v = np.asarray(values, dtype=np.float64)
     if len(v) == 0 or not np.isfinite(v).all():
         return Interval(None, None, None)
-    spread = float(v.std(ddof=1)) if len(v) > 1 else 0.0
-    if len(v) < stats.MIN_BOOTSTRAP or spread == 0:
-        return Interval(float(v.mean()), None, None)
-    half = float(scipy_stats.t.ppf((1 + confidence) / 2, len(v) - 1)) * spread / math.sqrt(len(v))
-    return Interval(float(v.mean()), float(v.mean()) - half, float(v.mean()) + half)
+    centre, half = _student(v, confidence)
+    if len(v) < stats.MIN_BOOTSTRAP or half == 0:
+        return Interval(centre, None, None)
+    return Interval(centre, centre - half, centre + half)
 
 
 def paired_difference(lost: int, won: int, n: int, confidence: float = 0.95) -> Interval:
@@ -61,3 +61,12 @@ def paired_difference(lost: int, won: int, n: int, confidence: float = 0.95) -> 
     first, second = stats.clopper_pearson(lost, n, half), stats.clopper_pearson(won, n, half)
     low, high = (first.low or 0.0) - (second.high or 0.0), (first.high or 0.0) - (second.low or 0.0)
     return Interval((lost - won) / n, max(-1.0, low), min(1.0, high))
+
+
+def _student(values: Floats, confidence: float) -> tuple[float, float]:
+    """Return the mean and half the width of Student's interval; 0 for a single value."""
+    n = len(values)
+    if n < 2:
+        return float(values.mean()), 0.0
+    quantile = float(scipy_stats.t.ppf((1 + confidence) / 2, n - 1))
+    return float(values.mean()), quantile * float(values.std(ddof=1)) / math.sqrt(n)

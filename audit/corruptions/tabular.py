@@ -183,7 +183,7 @@ class Missing(ColumnCorruption):
 class MissingMean(Missing):
     """The column's mean."""
 
-    name, title = "missing_mean", "missing values, filled with the mean"
+    name, title = "missing_mean", "missing: mean"
 
     def fill(self, x: Tensor, gone: Tensor, columns: Columns, draws: Draws) -> Tensor:  # noqa: ARG002
         """Fill in the mean."""
@@ -193,7 +193,7 @@ class MissingMean(Missing):
 class MissingMedian(Missing):
     """The column's median."""
 
-    name, title = "missing_median", "missing values, filled with the median"
+    name, title = "missing_median", "missing: median"
 
     def fill(self, x: Tensor, gone: Tensor, columns: Columns, draws: Draws) -> Tensor:  # noqa: ARG002
         """Fill in the median."""
@@ -203,7 +203,7 @@ class MissingMedian(Missing):
 class MissingFrequent(Missing):
     """The most frequent value of a column of codes or counts; the median of any other."""
 
-    name, title = "missing_frequent", "missing values, filled with the most frequent"
+    name, title = "missing_frequent", "missing: most frequent"
 
     def fill(self, x: Tensor, gone: Tensor, columns: Columns, draws: Draws) -> Tensor:  # noqa: ARG002
         """Fill in the most frequent value."""
@@ -219,7 +219,7 @@ class MissingNeighbours(Missing):
     Source: Troyanskaya et al. (2001), Bioinformatics 17:520.
     """
 
-    name, title = "missing_knn", "missing values, filled from the nearest rows"
+    name, title = "missing_knn", "missing: nearest rows"
 
     def fill(self, x: Tensor, gone: Tensor, columns: Columns, draws: Draws) -> Tensor:
         """Fill in the neighbours' mean."""
@@ -277,7 +277,7 @@ class SwappedColumns(ColumnCorruption):
     name, title = "swapped_columns", "swapped columns"
     fault = True
     strengths = (1, 2, 3, 4, 5)
-    unit = "pairs, as far as there are so many"
+    unit = "pairs of columns"
 
     def left_out(self, columns: int) -> str | None:
         """Exchange needs two."""

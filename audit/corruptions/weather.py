@@ -48,7 +48,7 @@ class Haze(ImageCorruption):
 
     name, title, family = "haze", "haze", "weather"
     strengths = (0.5, 1.0, 1.5, 2.25, 3.0)
-    unit = "weight of the clouds beside the image's 1"
+    unit = "weight of the clouds, the image having weight 1"
 
     def run(self, x: Tensor, strength: float, draws: Draws) -> Tensor:
         """Mix image and clouds."""

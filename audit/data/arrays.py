@@ -54,7 +54,7 @@ def from_mapping(arrays: Mapping[str, Any], reading: Reading, source: str, sha25
     if reading.preprocess is not None:
         x = preprocessed(reading.preprocess, x, len(x))
     if role == "anomalies":
-        return Dataset(x, np.zeros(len(x), dtype=np.int64), source=source, sha256=sha256)
+        return _only_marked(Dataset(x, np.zeros(len(x), dtype=np.int64), source=source, sha256=sha256), arrays.get("anomaly"))
     held = {name.removeprefix("sensitive_"): values for name, values in arrays.items() if name.startswith("sensitive_")}
     for name in reading.sensitive:
         if name not in held:
@@ -69,6 +69,22 @@ def from_mapping(arrays: Mapping[str, Any], reading: Reading, source: str, sha25
         sha256=sha256,
     )
     return data.set_apart(marked)
+
+
+def _only_marked(data: Dataset, values: Any) -> Dataset:
+    """Leave out of a source of anomalies the rows that it marks as none; all stay where it marks nothing."""
+    marked = anomaly_marks(values, len(data), f"{data.source}: anomaly")
+    if values is None or marked.all():
+        return data
+    if not marked.any():
+        raise DataError(
+            f"{data.source}, given as --anomalies, marks none of its {len(data):,} rows as an anomaly: expected a 1 for each "
+            "that is one in its array anomaly, or no such array where all are"
+        )
+    note = (
+        f"{int((~marked).sum()):,} of {len(data):,} rows of {data.source} are not marked as anomalies and were left out of them"
+    )
+    return data._with(test=data.test.take(np.flatnonzero(marked))).with_notes(note)
 
 
 def anomaly_marks(values: Any, n: int, what: str) -> NDArray[np.bool_]:

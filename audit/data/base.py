@@ -102,6 +102,8 @@ class Dataset:
     kind: Kind = "array"
     source: str = "arrays"
     sha256: str = ""
+    reference_sha256: str = ""
+    anomalies_sha256: str = ""
     rows: int = 0
     notes: tuple[str, ...] = ()
 
@@ -146,6 +148,8 @@ class Dataset:
             "kind": kind,
             "source": source,
             "sha256": sha256 or test.sha256(),
+            "reference_sha256": "" if reference is None else reference.sha256,
+            "anomalies_sha256": anomalies.sha256 if isinstance(anomalies, Dataset) else "",
             "rows": len(test),
             "notes": tuple(notes),
         }

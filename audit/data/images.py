@@ -80,6 +80,8 @@ def from_folder(folder: Path, reading: Reading, role: Role = "test") -> Dataset:
     x: NDArray[Any] = pixels
     if reading.preprocess is not None:
         x = preprocessed(reading.preprocess, pixels, len(pixels))
+    elif role == "test":
+        notes.append("pixels go in as they are stored, 0 to 255: a network that was trained on 0 to 1 needs --mean 0 --std 255")
     return Dataset(x, y, classes=classes, source=str(folder), sha256=sha256, notes=notes)
 
 
@@ -214,12 +216,13 @@ def _decoded(content: bytes, path: Path, shape: tuple[int, ...] | None, like: st
     from PIL import Image
 
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with warnings.catch_warnings():
             # What a damaged header makes Pillow warn of shows in the pixels, or does not matter.
             warnings.simplefilter("ignore")
-            _check_header(image, path, shape, like)
-            oriented = _orientation(image) not in (None, 1)
-            flat = np.asarray(image)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+                _check_header(image, path, shape, like)
+                oriented = _orientation(image) not in (None, 1)
+                flat = np.asarray(image)
     except DataError:
         raise
     except Exception as error:  # what Pillow's readers raise on damaged files is of every kind
@@ -242,6 +245,8 @@ def _check_header(image: Image, path: Path, shape: tuple[int, ...] | None, like:
             f"{path} has pixels of mode {image.mode}; expected 8-bit grey (L) or 8-bit colour (RGB): convert it as it was for "
             "training (a palette, transparency or more bits can be turned into 8-bit RGB in several ways)"
         )
+    if _loses_bits(image):
+        raise DataError(f"{path} has 16 bits a channel; expected 8: bring it to 8 bits as it was for training")
     if getattr(image, "n_frames", 1) > 1 and image.format in ("PNG", "TIFF", "WEBP"):
         raise DataError(f"{path} holds {getattr(image, 'n_frames', 1)} pictures; expected one: save each as a file of its own")
     if shape is not None and (CHANNELS[image.mode], high, wide) != shape:
@@ -249,6 +254,16 @@ def _check_header(image: Image, path: Path, shape: tuple[int, ...] | None, like:
             f"all images should have one size and mode, but {like} has {_words(shape)} and {path} "
             f"{_words((CHANNELS[image.mode], high, wide))}: resize and convert them as for training"
         )
+
+
+def _loses_bits(image: Image) -> bool:
+    """Tell whether Pillow would drop the lower half of 16-bit colour, for which it has no mode, without a word."""
+    for tile in getattr(image, "tile", ()):
+        stored = tile.args if isinstance(tile.args, tuple) else (tile.args,)
+        highest = stored[1] if image.format == "PPM" and len(stored) > 1 else 255
+        if ";16" in str(stored[0]) or highest > 255:
+            return True
+    return False
 
 
 def _words(shape: tuple[int, ...]) -> str:

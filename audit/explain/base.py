@@ -27,7 +27,7 @@ from audit.model.wrapper import Model
 Floats = NDArray[np.float64]
 OUTPUTS = ("logits", "probabilities")
 MOST_SEGMENTS = 64  # of an image, where a method has to ask the network about each of many subsets of the inputs
-INSTALL = "pip install 'audit[explain]'"
+INSTALL = "pip install captum lime shap"
 
 
 @dataclass(frozen=True)
@@ -264,7 +264,8 @@ class Explainer(ABC):
             raise ValueError(f"{self.name} should give values of shape {tuple(question.x.shape)}, got {values.shape}")
         change = gap = None
         if raw.start is not None:
-            change = question.answers(question.x, question.target) - raw.start
+            with np.errstate(invalid="ignore"):  # infinity less infinity is NaN, which is what is told
+                change = question.answers(question.x, question.target) - raw.start
             gap = np.abs(values.reshape(len(values), -1).sum(axis=1) - change)
         return Attribution(
             values=values,

@@ -8,7 +8,8 @@ import torch
 from audit.errors import UsageError
 from audit.explain.base import MOST_SEGMENTS, Explainer, Floats, Question, Raw, over_segment, segments
 
-FEW_VALUED = 20  # a column of whole numbers with at most so many values is a category to lime
+FEW_VALUED = 20  # a column of whole numbers with at most so many values is a category to lime,
+REPEATED = 10  # if each stands in the background so many times on average: of few rows every column has few values
 KERNEL_WIDTH = 0.25  # lime's own for images
 
 
@@ -97,4 +98,4 @@ def _kernel(distances: Floats) -> Floats:
 
 def _is_category(column: Floats) -> bool:
     values = np.unique(column)
-    return bool(len(values) <= FEW_VALUED and np.all(values == np.round(values)))
+    return bool(len(values) <= min(FEW_VALUED, len(column) // REPEATED) and np.all(values == np.round(values)))

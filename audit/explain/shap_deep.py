@@ -76,4 +76,4 @@ class _Copy(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.network(self.normalise(x).to(self.dtype))
-        return out.reshape(len(x), -1)[:, self.column : self.column + 1]
+        return out.reshape(len(x), -1)[:, self.column : self.column + 1].to(x.dtype)  # NumPy knows no bfloat16

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ def harden(
     """
     from audit.config import validate
 
-    chosen = _method(method)
+    chosen = method_named(method)
     settings: HardeningOptions = validate(
         HardeningOptions, {**options, "method": chosen.name, "norm": norm, "eps": eps}, "hardening"
     )
@@ -106,27 +106,41 @@ def harden(
     if data.bounds is None and network.bounds is not None:
         data = replace_bounds(data, network.bounds)
     training = training_data(data)
-    network.resolve(torch.from_numpy(training.test.x[:64]), training.test.y)
-    if network.task not in chosen.tasks:
-        raise UsageError(
-            f"{chosen.name} is for {' and '.join(chosen.tasks)}, but this is a {network.task} network: --method pgd "
-            "(adversarial training) trains it on the squared error"
-        )
+    network.resolve(torch.from_numpy(training.test.x[:64].copy()), training.test.y)
+    check_task(chosen, network)
     _labels_fit(network, training)
     threat = threat or _threat(settings, training)
     threat.check(training.test.x.shape[1:])
-    loop = _Loop(network, training, chosen, settings, threat, seed, say or (lambda _: None))
+    say = say or (lambda _: None)
+    loop = _Loop(network, training, chosen, settings, threat, seed, say)
     checkpoint = Checkpoint(out, loop.key(), fresh=fresh)
+    stored = checkpoint.load()
     with torch.random.fork_rng():
-        return loop.run(checkpoint)
+        if stored is not None:
+            try:
+                loop.restore(stored)
+            except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError):  # damaged, or tampered with
+                say("the checkpoint is damaged: training begins anew")
+                loop, stored = _Loop(network, training, chosen, settings, threat, seed, say), None
+        return loop.run(checkpoint, begun=stored is not None)
 
 
-def _method(method: str | type[Method]) -> type[Method]:
+def method_named(method: str | type[Method]) -> type[Method]:
+    """Return the class of a way of hardening; a UsageError names what is close."""
     if isinstance(method, type) and issubclass(method, Method):
         return method
     if method not in METHODS:
         raise UsageError(f"no way of hardening called {method!r}; {closest(str(method), list(METHODS))}")
     return METHODS[str(method)]
+
+
+def check_task(method: type[Method], model: Model) -> None:
+    """Raise a UsageError where a way of hardening is not for networks of this task."""
+    if model.task not in method.tasks:
+        raise UsageError(
+            f"{method.name} is for {' and '.join(method.tasks)}, but this is a {model.task} network: --method pgd "
+            "(adversarial training) trains it on the squared error"
+        )
 
 
 def _labels_fit(model: Model, training: Dataset) -> None:
@@ -215,11 +229,9 @@ class _Loop:
         ]
         return hashlib.sha256(repr(parts).encode()).hexdigest()
 
-    def run(self, checkpoint: Checkpoint) -> tuple[Model, History]:
-        """Train to the end, from the checkpoint where there is one."""
-        stored = checkpoint.load()
-        if stored is not None:
-            self._restore(stored)
+    def run(self, checkpoint: Checkpoint, *, begun: bool) -> tuple[Model, History]:
+        """Train to the end; where it has `begun`, from what was restored."""
+        if begun:
             self.say(f"training goes on after step {self.at.step:,} of {self.total:,}")
         else:
             self._validate()
@@ -360,7 +372,10 @@ class _Loop:
         }
         return Stored({"now": _weights(self.trainee.module), "best": self.best_weights, "moments": moments}, state)
 
-    def _restore(self, stored: Stored) -> None:
+    def restore(self, stored: Stored) -> None:
+        """Go back to where a checkpoint was written; KeyError, TypeError or ValueError where it does not fit the network."""
+        _check_fits(self.trainee.module, stored.tensors["now"])
+        _check_fits(self.trainee.module, stored.tensors["best"])
         _fill(self.trainee.module, stored.tensors["now"])
         self.best_weights = stored.tensors["best"]
         held: dict[int, dict[str, Tensor]] = {}
@@ -372,7 +387,12 @@ class _Loop:
         self.at = _Progress(**{**progress, "best": -math.inf if progress["best"] is None else progress["best"]})
         self.watch = Watch(self.trainee.module, stored.state["watch"])
         self.epochs = [Epoch.model_validate(epoch) for epoch in stored.state["epochs"]]
-        self.trainee.forwards, self.trainee.backwards, self.fixed.forwards, self.fixed.backwards = stored.state["passes"]
+        if self.at.kept not in [epoch.epoch for epoch in self.epochs] or not 0 <= self.at.step <= self.total:
+            raise ValueError("the checkpoint names an epoch or a step that there is not")
+        if self.at.ended not in (None, *get_args(Ending)) or not isinstance(self.at.reason, str):
+            raise ValueError("the checkpoint ends in a way that there is not")
+        passes = [int(count) for count in stored.state["passes"]]
+        self.trainee.forwards, self.trainee.backwards, self.fixed.forwards, self.fixed.backwards = passes
 
     def _finish(self) -> tuple[Model, History]:
         module = self.trainee.module
@@ -424,14 +444,27 @@ def _line(epoch: Epoch, epochs: int, regression: bool) -> str:
 
 
 def _weights(module: nn.Module) -> dict[str, Tensor]:
-    return {name: t.detach().cpu().clone() for name, t in module.state_dict().items() if isinstance(t, Tensor)}
+    return {name: tensor.detach().cpu().clone() for name, tensor in _held(module).items()}
+
+
+def _check_fits(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    held = _held(module)
+    if held.keys() != weights.keys() or any(held[name].shape != weights[name].shape for name in held):
+        raise ValueError("the checkpoint's tensors are not those of the network")
+    if any(bool(torch.isnan(tensor).any()) for tensor in weights.values()):
+        raise ValueError("the checkpoint holds weights that are no numbers")
 
 
 def _fill(module: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    held = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
     with torch.no_grad():
-        for name, tensor in held.items():
+        for name, tensor in _held(module).items():
             tensor.copy_(weights[name])
+
+
+def _held(module: nn.Module) -> dict[str, Tensor]:
+    """Return all that training may change, by name: a state dict lacks the buffers that are not persistent."""
+    held = {name: t for name, t in module.state_dict().items() if isinstance(t, Tensor)}
+    return {**dict(module.named_buffers()), **held}
 
 
 def _mix(seed: int, step: int) -> int:

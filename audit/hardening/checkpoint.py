@@ -60,7 +60,7 @@ class Checkpoint:
                     group, _, rest = name.partition("/")
                     tensors.setdefault(group, {})[rest] = file.get_tensor(name)
             return Stored(tensors, json.loads(metadata["state"]))
-        except (OSError, SafetensorError, ValueError, KeyError):
+        except (OSError, SafetensorError, ValueError, KeyError, RecursionError):
             return None
 
     def save(self, stored: Stored) -> None:

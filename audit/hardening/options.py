@@ -17,7 +17,7 @@ UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 class HardeningOptions(BaseModel):
     """``[hardening]``."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     method: str = Field(default="trades", description="trades or pgd")
     norm: str = Field(default="linf", description="linf or l2")

@@ -417,7 +417,9 @@ def _matrix(shape: Matrix) -> Canvas | None:
 def _cells(axes: Axes, shape: Matrix, side: float) -> None:
     """Fill cells by their share of the row, one path for each of eight strengths: a page must not hold 10,000 rectangles."""
     levels: dict[tuple[str, int], list[tuple[int, int]]] = {}
-    confusion = shape.row_names == shape.columns[: len(shape.row_names)]  # one more column may hold what was no class
+    # One more column may hold what was no class; fractions count nothing, so that off the diagonal they are no errors.
+    counts = all(value is None or float(value).is_integer() for row in shape.values for value in row)
+    confusion = counts and shape.row_names == shape.columns[: len(shape.row_names)]
     largest = max((abs(v) for v in finite_values(*shape.values)), default=0.0)
     for i, row in enumerate(shape.values):
         whole = sum(abs(v) for v in finite_values(row)) if confusion else largest

@@ -154,7 +154,9 @@ def gaps(result: Result) -> list[Gap]:
     What several checks say in the same words stands once, with the first that says it.
     """
     names = anchors(result)
-    found = [Gap("", "", f"{check_id} was not run: left out by --checks or --skip") for check_id in result.spec.not_run]
+    hardened = any(check.id == "hardening" for check in result.checks)
+    why = "hardening audits performance and robustness alone" if hardened else "left out by --checks or --skip"
+    found = [Gap(check_id, "", f"not run: {why}") for check_id in result.spec.not_run]
     found += [
         Gap(check.id, names[i], f"{_NOT_RUN[check.status]}: {check.reason or 'no reason was recorded'}")
         for i, check in enumerate(result.checks)
@@ -232,15 +234,18 @@ def command(result: Result, check_id: str) -> str:
     if words[1:2] == ["harden"]:
         return said  # it has no --checks: training and both audits are one
     kept: list[str] = []
-    skip_next = False
+    out, after = "audit-out", ""
     for word in words:
-        if skip_next:
-            skip_next = False
-        elif word in ("--checks", "--skip"):
-            skip_next = True
-        elif not word.startswith(("--checks=", "--skip=")):
+        name, equals, value = word.partition("=")
+        if after:
+            out, after = (word if after == "--out" else out), ""
+        elif name in ("--checks", "--skip", "--out"):
+            after = "" if equals else name
+            out = value if name == "--out" and equals else out
+        else:
             kept.append(word)
-    return shlex.join([*kept, "--checks", check_id])
+    # A folder of its own: the whole report must not be replaced by one of a single check.
+    return shlex.join([*kept, "--checks", check_id, "--out", f"{out.rstrip('/')}-{check_id}"])
 
 
 def _limit(judgement: Judgement, unit: str) -> Limit:

@@ -106,3 +106,15 @@ def test_the_names_stand_in_the_package():
     for _, cls in anomaly.BUILT_IN.values():
         assert getattr(anomaly, cls).__name__ == cls
     assert list(anomaly.registry()) == anomaly.names()
+
+
+@pytest.mark.parametrize(("n", "values"), [(40, 60), (300, 60)])
+def test_principal_components_are_those_of_the_singular_values_for_few_samples_and_many(n, values):
+    from audit.anomaly.pca import _principal
+
+    z = np.random.default_rng(0).normal(size=(n, values)) * np.linspace(0.1, 3, values)
+    z -= z.mean(axis=0)
+    variances, directions = _principal(z)
+    _, singular, right = np.linalg.svd(z, full_matrices=False)
+    assert variances[::-1][:20] == pytest.approx(singular[:20] ** 2 / n)
+    assert np.abs((directions[:, ::-1][:, :20] * right[:20].T).sum(axis=0)) == pytest.approx(np.ones(20))

@@ -425,3 +425,54 @@ def test_mnist_loses_accuracy_with_severity_under_every_corruption():
 def test_names_are_those_that_fit(digits, diabetes):
     assert names(Task(audit.Model(digits[0]), digits[1], CorruptionOptions())) == IMAGES
     assert names(Task(audit.Model(diabetes[0]), diabetes[1], CorruptionOptions())) == ROWS
+
+
+def test_blocks_of_the_size_of_a_pattern_are_no_fault_of_the_measurement():
+    """Quarters of one grey each: blocks of a quarter's size change them least, at the highest severity."""
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 4, 60)
+    x = 0.1 * rng.random((60, 1, 8, 8))
+    for image, k in zip(x, y, strict=True):
+        image[:, 4 * (k // 2) : 4 * (k // 2) + 4, 4 * (k % 2) : 4 * (k % 2) + 4] += 0.6
+
+    class Quarters(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return nn.functional.adaptive_avg_pool2d(x, 2).flatten(1)
+
+    result = checked(Quarters(), audit.Dataset(x.astype(np.float32), y, bounds=(0, 1)), samples=60, only=["pixelation"])
+    assert evidence(result, "inputs_changed").ok, evidence(result, "inputs_changed").detail
+
+
+def test_strengths_in_the_wrong_order_are_told(digits, monkeypatch):
+    monkeypatch.setattr(type(CORRUPTIONS["pixelation"]), "strengths", (0.25, 0.35, 0.5, 0.7, 0.85))
+    assert not evidence(small(*digits, only=["pixelation"]), "inputs_changed").ok
+
+
+def test_a_fault_that_no_network_survives_does_not_weigh_against_this_one(of_diabetes):
+    told = [f for f in of_diabetes.findings if "No network survives that" in f.detail]
+    assert told
+    assert {f.severity for f in told} == {"low"}
+
+
+@pytest.mark.parametrize(("fault", "words"), [("exact", "state one"), ("nan", "not finite")])
+def test_a_regression_of_which_nothing_can_be_said_is_given_its_own_reason(fault, words):
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out = x.sum(dim=1)
+            return torch.where(x[:, 0] > 2, torch.nan, out) if fault == "nan" else out
+
+    rng = np.random.default_rng(0)
+    x = rng.integers(-3, 4, size=(80, 4)).astype(np.float32)
+    y = x.sum(axis=1) + (0.5 * rng.normal(size=80) if fault == "nan" else 0)
+    result = checked(Sum(), audit.Dataset(x, y.astype(np.float32)), samples=60, task="regression")
+    assert result.status == "incomplete"
+    assert words in evidence(result, "better_than_chance").detail
+
+
+def test_a_tolerance_that_nothing_can_exceed_is_no_robustness(regressor):
+    module, data = regressor
+    with pytest.raises(audit.UsageError, match="tolerance"):
+        audit.run(module, data, checks=["corruption"], settings=["corruption.tolerance=inf"])
+    result = audit.run(module, data, checks=["corruption"], settings=["corruption.tolerance=1e6"])["corruption"]
+    assert result.status == "incomplete"
+    assert "as wide as all clean outputs" in result.reason

@@ -10,8 +10,8 @@ from sklearn.metrics import balanced_accuracy_score, mean_absolute_error, r2_sco
 from torch import nn
 
 from audit.checks.base import Answer, Task
-from audit.checks.measurement import judge_overlap
 from audit.checks.performance import Performance
+from audit.checks.performance_measurement import judge_overlap
 from audit.data.base import Dataset
 from audit.model.wrapper import Model
 from tests.realdata import shared

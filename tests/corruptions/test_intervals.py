@@ -32,6 +32,16 @@ def test_the_interval_of_a_bounded_mean_covers(draw, p, truth, n):
     assert all(0 <= i.low <= i.value <= i.high <= 1 and i.low < i.high for i in found)
 
 
+@pytest.mark.parametrize("n", [100, 1000])
+def test_values_close_to_an_end_are_covered_on_both_sides(n):
+    """Nine samples of ten right under everything, the others under nearly everything: little spread, far from the middle."""
+    rng = np.random.default_rng(0)
+    found = [bounded_mean(np.where(rng.random(n) < 0.9, 1.0, 0.9), 0.0, 1.0) for _ in range(DRAWS)]
+    most = 0.025 + 3 * (0.025 * 0.975 / DRAWS) ** 0.5
+    assert np.mean([i.high < 0.99 for i in found]) <= most
+    assert np.mean([i.low > 0.99 for i in found]) <= most
+
+
 @pytest.mark.parametrize("value", [0.0, 0.4, 1.0])
 def test_equal_values_are_not_known_exactly(value):
     inside = bounded_mean(np.full(500, value), 0.0, 1.0)

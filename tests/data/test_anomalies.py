@@ -160,6 +160,25 @@ def test_labels_of_an_archive_may_be_missing(tmp_path: Path) -> None:
     assert len(data) == N
 
 
+def test_rows_that_a_source_of_anomalies_marks_as_none_are_left_out(tmp_path: Path) -> None:
+    odd = np.random.default_rng(2).random((5, 1, 4, 4))
+    some = save(tmp_path / "some.npz", {"x": odd, "anomaly": np.array([0, 1, 0, 1, 1])})
+    data = load(save(tmp_path / "d.npz", arrays()), anomalies=some)
+    assert data.anomalies is not None
+    assert np.array_equal(data.anomalies.x, odd[[1, 3, 4]])
+    assert any("2 of 5 rows" in note and "not marked as anomalies" in note for note in data.notes)
+    none = save(tmp_path / "none.npz", {"x": odd, "anomaly": np.zeros(5)})
+    with pytest.raises(DataError, match=r"none\.npz, given as --anomalies, marks none of its 5 rows"):
+        load(tmp_path / "d.npz", anomalies=none)
+
+
+def test_anomalies_that_are_rows_of_the_data_are_said_to_be(tmp_path: Path) -> None:
+    given, odd = arrays(), np.random.default_rng(2).random((5, 1, 4, 4))
+    assert not load(given, anomalies=odd).notes
+    notes = load(given, anomalies=np.concatenate((odd, given["x"][:3]))).notes
+    assert any("3 of 8 anomalies are rows of the test" in note for note in notes)
+
+
 @pytest.mark.parametrize("labelled", [True, False])
 def test_a_table_of_anomalies_needs_no_target(table: Path, labelled: bool) -> None:
     odd = pd.read_csv(table).drop(columns=[] if labelled else ["label"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,30 @@ def test_other_sizes_are_refused(folder: Path) -> None:
 def test_grey_beside_colour_is_refused(folder: Path) -> None:
     save(folder / "cat" / "9.png", pixels(1, 3))
     refuse(folder, r"cat/9.png 6 × 6 pixels in colour")
+
+
+@pytest.mark.parametrize("ending", ["png", "ppm"])
+def test_sixteen_bits_of_colour_are_refused(folder: Path, ending: str) -> None:
+    rows = b"".join(b"\0" + b"\1\2" * 3 * SIDE for _ in range(SIDE))
+    header = struct.pack(">IIBBBBB", SIDE, SIDE, 16, 2, 0, 0, 0)
+    deep = {
+        "png": b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*c) for c in ((b"IHDR", header), (b"IDAT", zlib.compress(rows)))),
+        "ppm": b"P6\n%d %d\n65535\n" % (SIDE, SIDE) + b"\1\2" * 3 * SIDE * SIDE,
+    }
+    (folder / "bee" / f"deep.{ending}").write_bytes(deep[ending])
+    refuse(folder, rf"deep.{ending} has 16 bits a channel; expected 8")
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_what_pillow_warns_of_as_it_opens_a_file_is_not_printed(folder: Path) -> None:
+    tags = struct.pack("<HHHIIHHII", 2, 256, 3, 1, SIDE, 273, 4, 2**28, 8)
+    (folder / "bee" / "odd.tif").write_bytes(b"II*\0\x08\0\0\0" + tags + b"\0" * 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        refuse(folder, "odd.tif is not an image that can be read")
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "1", "I;16", "CMYK"])

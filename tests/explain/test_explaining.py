@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import audit
 from audit import demo_nets
@@ -120,8 +121,6 @@ def test_a_page_cannot_be_written_over_a_folder(page, tmp_path):
 def test_the_sample_of_an_id_is_explained_and_not_the_one_at_that_place():
     x = np.arange(40, dtype=np.float32).reshape(10, 4)
     data = audit.Dataset(x, np.arange(10) % 2).sample(5, seed=1)
-    import torch
-
     model = audit.Model(torch.nn.Linear(4, 2))
     wanted = int(data.test.ids[-1])
     told = explain_one(model, data, index=wanted, methods=["integrated_gradients"])
@@ -145,3 +144,43 @@ def test_the_command(diabetes_net, tmp_path):
     done = subprocess.run([*command, "--index", "3000"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("audit: --index should be the row number of a sample, 0 to 176, got 3000")
+
+
+def linear(width: int) -> tuple[torch.nn.Module, audit.Dataset]:
+    x = np.random.default_rng(0).normal(size=(200, width)).astype(np.float32)
+    weights = torch.linspace(2.0, -1.0, width)
+    network = torch.nn.Linear(width, 2, bias=False)
+    with torch.no_grad():
+        network.weight.copy_(torch.stack((-weights, weights)) / 2)
+    y = (x @ weights.numpy() > 0).astype(np.int64)
+    return network, audit.Dataset(x[:50], y[:50], reference=(x[50:], y[50:]))
+
+
+@pytest.mark.parametrize(("width", "asked"), [(3, False), (4, False), (5, True)])
+def test_an_explanation_of_few_columns_is_not_accused_of_being_chance(width: int, asked: bool):
+    """Three columns have 6 rankings: even the best one cannot be faster than 95 % of them."""
+    network, data = linear(width)
+    check = explain_one(network, data, index=1, methods=["integrated_gradients"]).result.checks[0]
+    assert any(e.id.endswith("beats_random") for e in check.evidence) == asked
+    assert any("of so few inputs" in text for text in check.not_tested) != asked
+    assert all(e.ok for e in check.evidence if width < 5)
+
+
+class Overflowing(torch.nn.Module):
+    """Finite as it is, and infinite with most orders of its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(6, 6), torch.nn.Linear(6, 2)
+        with torch.no_grad():
+            self.first.weight.copy_(torch.diag(torch.tensor([60.0, 1, 1, 1, 1, 1])))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.exp(3 * self.first(x) * torch.tensor([1 / 60, 1, 1, 1, 1, 1])))
+
+
+def test_a_network_that_overflows_with_shuffled_weights_is_explained_all_the_same():
+    torch.manual_seed(0)
+    _, data = linear(6)
+    told = explain_one(Overflowing(), data, index=0, methods=["lime", "integrated_gradients"])
+    assert set(told.attributions) == {"lime", "integrated_gradients"}

@@ -240,3 +240,13 @@ def test_a_column_alone_scores_what_it_knows():
     assert scores[0] > 0.98
     assert scores[1] < 0.1
     assert np.isnan(columns.alone(x[:4], y[:4], regression=False, seed=0)).all()
+
+
+def test_a_column_of_a_float64_network_is_flipped_both_ways():
+    """Its two values, read as float32, equal none of what the network gets."""
+    x = np.asarray([[0.7], [-1.1], [0.7], [-1.1]])
+    net = nn.Linear(1, 2, bias=False).double()
+    with torch.no_grad():
+        net.weight.copy_(torch.tensor([[0.0], [1.0]]))
+    found = columns.binary_columns([x.astype(np.float32)])
+    assert columns.flipped(audit.Model(net), torch.from_numpy(x), found).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ from audit.errors import UsageError
 from audit.listing import metrics_page, show
 from audit.plan import _matches
 from audit.policy import judge_again
-from audit.tradeoff import METRICS, conclude
+from audit.result import Metric
+from audit.tradeoff import METRICS, _calibration, conclude
 from tests.hardening.nets import bits, digits, trained
 
 TRAINING = {"epochs": 4, "attack_steps": 3, "lr": 0.005, "batch_size": 32, "validation_steps": 5}
@@ -90,10 +92,15 @@ def test_the_report_shows_curves_gradients_and_pictures(done):
 
 
 def test_the_gain_must_not_lie_below_zero_unless_the_policy_says_more(done):
-    result = done[0].result
-    assert [(j.metric, j.min) for j in result.policy] == [("hardening.linf.accuracy_gain", 0.0)]
-    assert result.spec.policy_sha256
-    assert judge_again(result).word == result.verdict
+    """That it helped is no verdict on whether the network may be used; that it did not is one."""
+    helped = done[0].result
+    assert (helped.verdict, helped.exit_code, helped.policy) == ("unjudged", 0, [])
+    useless = run(training={**TRAINING, "epochs": 1, "lr": 1e-9}).result
+    assert [(j.metric, j.min, j.outcome) for j in useless.policy] == [("hardening.linf.accuracy_gain", 0.0, "incomplete")]
+    assert (useless.verdict, useless.exit_code) == ("incomplete", 4)
+    assert useless.spec.policy_sha256
+    for result in (helped, useless):
+        assert judge_again(result).word == result.verdict
 
 
 def test_limits_may_name_what_hardening_measures(tmp_path):
@@ -215,3 +222,29 @@ def test_a_section_for_hardening_may_stand_in_the_file_of_an_audit():
     assert result["performance"].status in ("measured", "incomplete")
     with pytest.raises(UsageError, match="did you mean 'epochs'"):
         audit.run(network, digits(), config={"hardening": {"epoch": 3}}, checks=["performance"], samples=30)
+
+
+def test_a_limit_of_ones_own_that_is_kept_is_a_pass():
+    result = run(policy={"limit": [{"metric": "hardening.linf.accuracy_gain", "min": 0.01}]}).result
+    assert (result.verdict, result.exit_code) == ("pass", 0)
+    assert run().result.verdict == "unjudged"
+
+
+def test_what_cannot_train_is_said_before_the_first_audit(regressor, monkeypatch):
+    monkeypatch.setattr("audit.before_after.execute", lambda *_, **__: pytest.fail("it audited first"))
+    with pytest.raises(UsageError, match="did you mean 'trades'"):
+        run(method="trade")
+    with pytest.raises(UsageError, match="trades is for classification"):
+        run(audit.Model(regressor[0]), regressor[1], method="trades")
+
+
+@pytest.mark.parametrize(("after", "said"), [((0.30, 0.22, 0.40), True), ((0.12, 0.04, 0.20), False)])
+def test_confidence_that_hardening_ruined_for_sure_is_said(after, said):
+    def result(value, low, high):
+        metric = Metric(
+            id="calibration.ece", value=value, low=low, high=high, confidence=0.95, n=300, method="mover", direction="lower"
+        )
+        return SimpleNamespace(metrics=lambda: {metric.id: metric})
+
+    found = _calibration(SimpleNamespace(before=result(0.10, 0.05, 0.19), after=result(*after)))
+    assert [finding.severity for finding in found] == (["medium"] if said else [])

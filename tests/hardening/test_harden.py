@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -392,6 +393,46 @@ def test_a_training_that_was_broken_off_ends_in_the_same_bits(data, tmp_path, se
     assert timeless[0] == timeless[1]
 
 
+class Remembers(nn.Module):
+    """Adds a running mean of its answers, kept in a buffer that no state dict holds."""
+
+    mean: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = trained()
+        self.register_buffer("mean", torch.zeros(10), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.network(x)
+        if self.training:
+            self.mean.mul_(0.9).add_(0.1 * logits.detach().mean(dim=0))
+        return logits + self.mean
+
+
+def test_buffers_that_no_state_dict_holds_are_taken_up_again(data, tmp_path, monkeypatch):
+    from audit.hardening import base
+
+    def harden_it(out=None):
+        torch.manual_seed(0)
+        return harden(audit.Model(Remembers(), bounds=(0, 1)), data, out=out, **QUICK)[0].module
+
+    whole, step = harden_it(), base._Loop._one_step
+    monkeypatch.setattr(base, "STORE_EVERY", 0.0)
+    monkeypatch.setattr(base._Loop, "_one_step", lambda self: _stop() if self.at.step == 4 else step(self))
+    with pytest.raises(KeyboardInterrupt):
+        harden_it(tmp_path / "training")
+    monkeypatch.setattr(base._Loop, "_one_step", step)
+    resumed = harden_it(tmp_path / "training")
+    assert torch.equal(resumed.mean, whole.mean)
+    assert bool(whole.mean.any())
+    assert bits(resumed) == bits(whole)
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
+
+
 CHILD = """
 import sys
 import torch
@@ -452,6 +493,36 @@ def test_a_damaged_checkpoint_is_made_anew(data, tmp_path):
         file.write_bytes(damaged)
         two, _ = harden(trained(), data, out=folder, **QUICK)
         assert bits(one.module) == bits(two.module)
+
+
+def test_a_checkpoint_that_was_tampered_with_is_made_anew(data, tmp_path):
+    """Tensors of other shapes are spread over whole layers by a copy that does not look; other numbers end in a crash."""
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    folder = tmp_path / "training"
+    one, _ = harden(trained(), data, out=folder, **QUICK)
+    (file,) = folder.iterdir()
+    with safe_open(file, framework="pt") as stored:
+        metadata, tensors = stored.metadata(), {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118
+    state = json.loads(metadata["state"])
+    best = next(name for name in tensors if name.startswith("best/"))
+    changes = [
+        ({best: torch.zeros(1)}, {}),
+        ({best: torch.full_like(tensors[best], torch.nan)}, {}),
+        ({}, {"passes": "many"}),
+        ({}, {"epochs": [{"epoch": "<b>"}]}),
+        ({}, {"progress": {**state["progress"], "kept": 99}}),
+        ({}, {"progress": {**state["progress"], "ended": "<b>"}}),
+    ]
+    for other, numbers in changes:
+        save_file({**tensors, **other}, file, {**metadata, "state": json.dumps({**state, **numbers})})
+        said: list[str] = []
+        two, _ = harden(trained(), data, out=folder, say=said.append, **QUICK)
+        assert bits(one.module) == bits(two.module)
+        assert "damaged" in said[0], (other.keys(), numbers)
+    save_file({k: v for k, v in tensors.items() if k != best}, file, metadata)
+    assert bits(one.module) == bits(harden(trained(), data, out=folder, **QUICK)[0].module)
 
 
 def test_bare_networks_learn_too(data):

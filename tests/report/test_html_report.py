@@ -210,13 +210,16 @@ def test_margin_is_negative_beyond_the_limit() -> None:
     ("command", "expected"),
     [
         ("", ""),
-        ("audit run m.pt --data d.npz", "audit run m.pt --data d.npz --checks a"),
-        ("audit run m.pt --checks a,b --seed 1 --skip=c", "audit run m.pt --seed 1 --checks a"),
-        ("audit run 'my model.pt' --skip b", "audit run 'my model.pt' --checks a"),
+        ("audit run m.pt --data d.npz", "audit run m.pt --data d.npz --checks a --out audit-out-a"),
+        ("audit run m.pt --checks a,b --seed 1 --skip=c", "audit run m.pt --seed 1 --checks a --out audit-out-a"),
+        ("audit run m.pt --out=there/ --checks a,b", "audit run m.pt --checks a --out there-a"),
+        ("audit run m.pt --out there", "audit run m.pt --checks a --out there-a"),
+        ("audit run 'my model.pt' --skip b", "audit run 'my model.pt' --checks a --out audit-out-a"),
         ("audit run 'broken", "audit run 'broken"),
     ],
 )
 def test_command_of_one_check(command: str, expected: str) -> None:
+    """It writes to a folder of its own: the whole report must not be replaced by one of a single check."""
     result = tiny([])
     spec = result.spec.model_copy(update={"command": command})
     assert view.command(result.model_copy(update={"spec": spec}), "a") == expected

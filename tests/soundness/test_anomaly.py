@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 import audit
 from audit.anomaly import autoencoder, pca
 from tests.checks.test_anomaly import Line, check, correlated, table
+
+
+class Three(nn.Module):
+    def forward(self, x):
+        return x[:, :3] + torch.zeros(3)
 
 
 def evidence(result, name):
@@ -116,3 +123,63 @@ def test_anomalies_that_nothing_sets_apart_are_said_to_go_unnoticed():
     assert unseen[0].severity == "medium"
     area = result.metric("anomaly.autoencoder.auroc")
     assert area.low <= 0.5 <= area.high
+
+
+def labelled(reference_of_anomalies: int) -> audit.Dataset:
+    odd = correlated(160, seed=3) + np.float32([0, 4, 0, -4, 0, 4])
+    x, reference = correlated(300, seed=1), np.concatenate((correlated(400, seed=2), odd[:reference_of_anomalies]))
+    return audit.Dataset(x, x[:, 0] > 0, reference=(reference, reference[:, 0] > 0), anomalies=odd)
+
+
+def test_labelled_anomalies_that_were_fitted_on_are_said():
+    leaked, clean = (check(Line(), labelled(n), detectors=["knn"], rows=600) for n in (160, 0))
+    assert leaked.status == "incomplete"
+    assert not evidence(leaked, "anomaly.anomalies_not_fitted").ok
+    assert clean.status == "measured", clean.reason
+    assert evidence(clean, "anomaly.anomalies_not_fitted").ok
+
+
+def test_anomalies_of_a_few_codes_that_normal_rows_have_too_are_not_accused():
+    rng = np.random.default_rng(0)
+    x, reference, odd = (rng.integers(0, 2, size=(n, 7)).astype(np.float32) for n in (400, 600, 100))
+    data = audit.Dataset(x, x[:, 0] > 0, reference=(reference, reference[:, 0] > 0), anomalies=odd)
+    assert evidence(check(Line(), data, detectors=["isolation_forest"], rows=600), "anomaly.anomalies_not_fitted").ok
+
+
+def test_a_reference_part_wider_than_the_test_part_is_said():
+    """Its threshold is so high that there are no false alarms, which looks good."""
+    x, reference = correlated(300, seed=1), correlated(600, seed=2)
+    reference[::3] *= 4
+    data = audit.Dataset(x, x[:, 0] > 0, reference=(reference, reference[:, 0] > 0))
+    result = check(Line(), data, detectors=["pca"], rows=600)
+    assert result.metric("anomaly.pca.false_alarm_rate").value < 0.01
+    assert any("threshold is too high" in f.title for f in result.findings)
+    assert not any("threshold is too high" in f.title for f in check(Line(), table(), detectors=["pca"]).findings)
+
+
+@pytest.mark.parametrize("where", ["anomalies", "everywhere"])
+def test_scores_that_are_no_numbers_are_caught(where, monkeypatch):
+    honest = pca.PCADetector._distance
+    far = 12 if where == "anomalies" else 2
+    monkeypatch.setattr(pca.PCADetector, "_distance", lambda self, x: np.where(np.abs(x).max(1) > far, np.nan, honest(self, x)))
+    odd = correlated(60, seed=3) + 30
+    result = check(Line(), table(anomalies=odd), detectors=["pca"])
+    assert result.status == "incomplete"
+    assert not evidence(result, "anomaly.pca.scores_are_numbers").ok
+    assert result.metric("anomaly.pca.detection_rate").value == 0, "such an input raises no alarm"
+
+
+def test_a_class_held_out_that_leaves_too_few_for_a_threshold_is_not_said_to_go_unnoticed():
+    def classes(n, seed):
+        c = np.random.default_rng(seed).integers(0, 3, n)
+        x = correlated(n, seed=seed)
+        x[:, :3] += 6 * np.eye(3, dtype=np.float32)[c]
+        return x, c
+
+    data = audit.Dataset(*classes(300, 1), reference=classes(210, 2))
+    few = check(Three(), data, detectors=["pca"], alpha=0.01)
+    assert evidence(few, "anomaly.enough_calibration").ok
+    assert not any("held out" in f.title for f in few.findings)
+    assert few.metric("anomaly.pca.auroc").params["against"] != "classes held out"
+    enough = check(Three(), data, detectors=["pca"], alpha=0.05)
+    assert enough.metric("anomaly.pca.detection_rate").params["against"] == "classes held out"

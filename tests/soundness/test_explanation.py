@@ -11,8 +11,9 @@ import audit
 from audit import demo_nets
 from audit.checks.base import Task
 from audit.checks.explanation import Explanation
+from audit.checks.explanation_columns import suspects
 from audit.data.base import Dataset
-from audit.explain import EXPLAINERS, Explainer
+from audit.explain import EXPLAINERS, Explainer, columns
 from audit.explain.base import Raw
 from audit.explain.saliency import Saliency
 from audit.model.wrapper import Model
@@ -186,6 +187,25 @@ def test_honest_tables_are_not_accused(dataset: str):
     x = ((bunch.data - bunch.data.mean(axis=0)) / bunch.data.std(axis=0)).astype(np.float32)
     y = bunch.target if dataset != "diabetes" else (bunch.target > 140).astype(np.int64)
     assert leaks(trained(x, y, 0), x, y, list(bunch.feature_names)) == []
+
+
+def test_a_leaked_one_hot_code_counts_as_one_column():
+    x, y = records(1000, 0, leaked=True)
+    x[:, 5], x[:, 6] = y, 1 - y
+    model = trained(x, y, 0)
+    x, y = records(500, 100, leaked=True)
+    x[:, 5], x[:, 6] = y, 1 - y
+    assert leaks(model, x, y, NAMES) == [("high", "iron and dose look like the answer itself")]
+
+
+@pytest.mark.parametrize("draw", [30, 66])
+def test_a_few_rows_accuse_no_column(draw: int):
+    """Of 30 rows of iris some, as these, have a petal width that tells all three kinds apart, by luck."""
+    from sklearn.datasets import load_iris
+
+    bunch, rows = load_iris(), np.random.default_rng(draw).choice(150, 30, replace=False)
+    scores = columns.alone(bunch.data[rows], bunch.target[rows], regression=False, seed=0)
+    assert suspects(scores, bunch.data[rows]) == []
 
 
 def test_easy_data_are_not_accused():

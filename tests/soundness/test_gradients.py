@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import audit
+from audit.result import CheckResult
 
 
 class Digits(nn.Module):
@@ -268,3 +269,47 @@ def test_a_gradient_that_is_an_expanded_view_is_followed():
     x = torch.rand(50, 4)
     result = robustness(Sum(), audit.Dataset(x, x.sum(dim=1) + 0.01 * torch.randn(50)), bounds=(0, 1), task="regression")
     assert result["robustness"].status == "measured", result["robustness"].reason
+
+
+# --- all that stands is of one class ----------------------------------------------------------------------------------
+
+
+def of_one_class(check: CheckResult) -> list[str]:
+    return [finding.severity for finding in check.findings if "is of class" in finding.title]
+
+
+def always_three(logits: Tensor) -> Tensor:
+    return logits + 1e3 * nn.functional.one_hot(torch.tensor(3), 10)
+
+
+def test_a_constant_answer_is_not_taken_for_robustness(trained):
+    """Each sample of the class that it always gives is right, and nothing breaks it."""
+    net, data = trained
+    check = robustness(Digits(net, same, always_three), data)["robustness"]
+    assert check.metric("robustness.linf.accuracy").value > 0.05
+    assert of_one_class(check) == ["high"]
+
+
+@pytest.mark.parametrize("eps", [0.02, 0.15])
+def test_a_network_of_which_several_classes_stand_is_not_accused(trained, eps: float):
+    net, data = trained
+    assert of_one_class(robustness(Digits(net, same, same), data, eps=eps)["robustness"]) == []
+
+
+# --- units at rest ----------------------------------------------------------------------------------------------------
+
+
+def test_units_that_wake_at_the_edge_of_the_ball_hide_nothing():
+    """Where all units are at rest the gradient is zero and true; the output moves where they wake, and there it has one."""
+    generator = np.random.default_rng(0)
+    y = np.arange(200) % 2
+    x = (np.where(y == 1, 0.7, 0.3)[:, None] + generator.normal(0, 0.02, (200, 16))).astype(np.float32)
+    net = nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.ones(4, 16) + 0.1 * torch.randn(4, 16, generator=torch.Generator().manual_seed(0)))
+        net[0].bias.fill_(-6.0)  # at rest around 0.3 (a sum of 4.8), awake from 0.375 on
+        net[2].weight.copy_(torch.tensor([[-1.0] * 4, [1.0] * 4]))
+        net[2].bias.copy_(torch.tensor([2.0, -2.0]))
+    check = robustness(net.eval(), audit.Dataset(x, y), bounds=(0, 1), eps=0.1)["robustness"]
+    evidence = {e.id: e for e in check.evidence}["robustness.linf.gradients_nonzero"]
+    assert evidence.ok, evidence.detail

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import audit
-from audit import workflows
+from audit import demo_nets, workflows
 from audit.hardening import Ascent, Method, harden
 from audit.hardening.health import FADED, faded, findings
 from tests import zoo
@@ -97,7 +97,7 @@ def test_its_genuine_twin_is_a_success(seed):
     assert failed(result) == []
     assert result["hardening"].status == "measured"
     assert result["hardening"].metric("hardening.linf.accuracy_gain").low > 0.1
-    assert (result.verdict, result.exit_code) == ("pass", 0)
+    assert (result.verdict, result.exit_code) == ("unjudged", 0), "that it helped is no verdict on whether it may be used"
     assert not [f for f in result["hardening"].findings if f.severity in ("high", "medium")]
 
 
@@ -192,3 +192,42 @@ def test_exploding_gradients_are_found():
 
     _, history = harden(trained(), digits(), method=Explodes, eps=0.02, epochs=6, validation_steps=3, batch_size=64)
     assert [f.title for f in findings(history)] == ["Gradients exploded in 1 step"]
+
+
+# --- the same answer to everything ------------------------------------------------------------------------------------
+
+
+def rare_class(share: float, apart: float, seed: int = 0) -> audit.Dataset:
+    """Return images of two classes, the second one rare, whose middles differ by `apart`."""
+    generator = np.random.default_rng(seed)
+    y = (generator.random(1600) < share).astype(np.int64)
+    x = generator.normal(0.5, 0.08, (1600, 1, 8, 8))
+    x[y == 1, :, 2:6, 2:6] += apart
+    x = x.clip(0, 1).astype(np.float32)
+    return audit.Dataset(x[1100:], y[1100:], reference=(x[:1100], y[:1100]), bounds=(0.0, 1.0))
+
+
+def fitted(data: audit.Dataset) -> nn.Module:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2))
+    demo_nets.fit(network, torch.from_numpy(data.reference.x), torch.from_numpy(data.reference.y), epochs=80)
+    return network.eval()
+
+
+@pytest.mark.parametrize("method", ["pgd", "trades"])
+def test_hardening_that_collapses_to_one_class_is_never_a_success(method):
+    """Nothing breaks a constant answer: its robust accuracy is the share of the most frequent class."""
+    data = rare_class(0.12, apart=0.12)
+    result = hardened(fitted(data), data, method)
+    gain = result["hardening"].metric("hardening.linf.accuracy_gain")
+    assert gain.low > 0.5, "the defect is not there"
+    assert "hardening.tells_classes_apart" in failed(result)
+    assert result.verdict == "incomplete"
+    assert any(f.severity == "high" and "hardly tells classes apart" in f.title for f in result["hardening"].findings)
+
+
+def test_its_twin_that_tells_a_rare_class_apart_is_not_accused():
+    data = rare_class(0.12, apart=0.45)
+    result = hardened(fitted(data), data)
+    assert failed(result) == []
+    assert result["hardening"].status == "measured"

@@ -96,15 +96,18 @@ def _agreement(answer: Answer, plan: Plan, found: Found, asked: Mapping[str, obj
     told = "; ".join(f"{name}: {', '.join(names[j] for j in top)}" for name, top in tops.items())
     if interval.value == 1:
         return f"SHAP, LIME and permutation importance name the same three strongest columns ({told})."
+    names_of = {name: set(top) for name, top in tops.items()}
+    odd = [name for name in tops if len({frozenset(top) for other, top in names_of.items() if other != name}) == 1]
+    who = f"{odd[0]} names other columns than the two others do" if len(odd) == 1 else "no two name the same"
     answer.findings.append(
         Finding(
             severity="low",
             title="SHAP, LIME and permutation importance disagree on the three strongest columns",
-            detail=f"{told}. They ask different questions (what moves the output, what a line around the sample "
+            detail=f"{told}: {who}. They ask different questions (what moves the output, what a line around the sample "
             "says, what the accuracy rests on): do not rest a decision on the ranking of one of them.",
         )
     )
-    return f"SHAP, LIME and permutation importance disagree on the three strongest columns ({told})."
+    return f"SHAP, LIME and permutation importance disagree on the three strongest columns ({told}: {who})."
 
 
 def _overlap_interval(strengths: list[Floats], plan: Plan) -> Interval:
@@ -182,17 +185,23 @@ def _sensitive_finding(answer: Answer, task: Task, name: str, share: Interval, c
     )
 
 
-def suspects(alone: Floats) -> list[int]:
-    """Return the columns that each tell the label nearly by themselves while all others are far from it.
+def suspects(alone: Floats, x: NDArray[Any]) -> list[int]:
+    """Return the columns of `x` that each tell the label nearly by themselves while all others are far from it.
 
     A single column as good as the answer is suspicious where the rest of the table cannot come near: data in which many
-    columns are that good are merely easy.
+    columns are that good are merely easy. Columns that say the same, as the halves of a one-hot code do, count as one.
     """
     known = np.isfinite(alone)
     strong = np.flatnonzero(known & (np.nan_to_num(alone, nan=-1.0) >= LEAK))
     rest = alone[known & ~np.isin(np.arange(len(alone)), strong)]
-    few = 0 < len(strong) <= max(1, len(alone) // 4)
+    few = 0 < len({_partition(x[:, j]) for j in strong}) <= max(1, len(alone) // 4)
     return strong.tolist() if few and len(rest) and float(rest.max()) <= LEAK - NEXT_BEST else []
+
+
+def _partition(column: NDArray[Any]) -> bytes:
+    """Return which rows have equal values, whatever these are."""
+    _, first, code = np.unique(column, return_index=True, return_inverse=True)
+    return bytes(np.argsort(np.argsort(first))[code].astype(np.int64).tobytes())
 
 
 def _leak(answer: Answer, plan: Plan, found: Found) -> None:

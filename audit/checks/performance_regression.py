@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from audit import stats
 from audit.checks.base import Answer, Found, Task, spread_positions
-from audit.checks.measurement import finite_rows, judge_gap, make_metric, report_few, report_non_finite
+from audit.checks.performance_measurement import finite_rows, judge_gap, make_metric, report_few, report_non_finite
 from audit.result import Evidence, Figure, Finding
 from audit.stats import Interval
 
