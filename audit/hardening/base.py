@@ -473,7 +473,9 @@ def _mix(seed: int, step: int) -> int:
 
 
 def _sources() -> str:
+    """Hash the code that a training runs: its own, and that of the attack inside it."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.read_bytes())
+    for folder in ("hardening", "attacks", "data"):
+        for path in sorted((Path(__file__).parents[1] / folder).glob("*.py")):
+            digest.update(path.read_bytes())
     return digest.hexdigest()
