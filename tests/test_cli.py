@@ -163,6 +163,7 @@ def test_run_writes_its_files_and_says_where(finished):
     assert Result.load(out).spec.command.startswith("audit run ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("form", "name"), [("html", "report.html"), ("markdown", "summary.md")])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_render_gives_the_bytes_that_the_run_wrote(finished, tmp_path, form, name, encoding):

@@ -17,6 +17,8 @@ from audit.errors import OutputError, UsageError
 from audit.explaining import explain_one
 from audit.report.html import CONTENT_SECURITY_POLICY
 
+pytestmark = pytest.mark.slow
+
 ARCH = f"{demo_nets.__file__}:"
 FEW = ["integrated_gradients", "saliency"]
 

@@ -21,6 +21,8 @@ from audit.result import Metric
 from audit.tradeoff import METRICS, _calibration, conclude
 from tests.hardening.nets import bits, digits, trained
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"epochs": 4, "attack_steps": 3, "lr": 0.005, "batch_size": 32, "validation_steps": 5}
 AUDIT = {"run": {"profile": "quick", "samples": 150}, "robustness": {"steps": 10, "noise_draws": 3}}
 

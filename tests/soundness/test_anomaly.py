@@ -11,6 +11,8 @@ import audit
 from audit.anomaly import autoencoder, pca
 from tests.checks.test_anomaly import Line, check, correlated, table
 
+pytestmark = pytest.mark.slow
+
 
 class Three(nn.Module):
     def forward(self, x):

@@ -19,6 +19,8 @@ from audit.explain.saliency import Saliency
 from audit.model.wrapper import Model
 from tests.stagerun import run_check
 
+pytestmark = pytest.mark.slow
+
 
 class Edges(Explainer):
     """Marks the edges of the picture, whatever the network is: it looks convincing (Adebayo et al. 2018, figure 1)."""

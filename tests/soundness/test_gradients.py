@@ -12,6 +12,8 @@ from torch import Tensor, nn
 import audit
 from audit.result import CheckResult
 
+pytestmark = pytest.mark.slow
+
 
 class Digits(nn.Module):
     """A linear network over the pixels, good enough to be right, with a place for a defect on either side."""

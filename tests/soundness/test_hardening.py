@@ -15,6 +15,8 @@ from audit.hardening.health import FADED, faded, findings
 from tests import zoo
 from tests.hardening.nets import bare, digits, trained
 
+pytestmark = pytest.mark.slow
+
 TRAINING = {"epochs": 8, "attack_steps": 4, "lr": 0.01, "batch_size": 32, "validation_steps": 10}
 AUDIT = {"sections": {"run": {"profile": "quick"}}}
 
