@@ -274,13 +274,7 @@ def harden(
             trust_model=trust_model,
             preprocess=preprocess,
             sections={
-                "model": {
-                    "task": task,
-                    "output": output,
-                    "mean": _numbers(mean, "--mean"),
-                    "std": _numbers(std, "--std"),
-                    "expect_sha256": expect_sha256,
-                },
+                "model": _reading(task, output, mean, std, expect_sha256),
                 "data": {"target": target, "inputs": _names(inputs), "classes": classes, "bounds": _bounds(bounds)},
                 "run": {
                     "profile": profile,
@@ -355,13 +349,7 @@ def explain(
         reference=reference,
         preprocess=preprocess,
         sections={
-            "model": {
-                "task": task,
-                "output": output,
-                "mean": _numbers(mean, "--mean"),
-                "std": _numbers(std, "--std"),
-                "expect_sha256": expect_sha256,
-            },
+            "model": _reading(task, output, mean, std, expect_sha256),
             "data": {
                 "target": target,
                 "inputs": _names(inputs),
@@ -494,6 +482,12 @@ def _write(text: str, end: str = "\n") -> None:
         print(text, end=end, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _reading(task: str | None, output: str | None, mean: str | None, std: str | None, sha256: str | None) -> dict[str, Any]:
+    """Return the section ``[model]`` of what was said on the command line."""
+    numbers = {"mean": _numbers(mean, "--mean"), "std": _numbers(std, "--std")}
+    return {"task": task, "output": output, **numbers, "expect_sha256": sha256}
 
 
 def _names(text: str | None) -> list[str] | None:

@@ -81,11 +81,12 @@ def held(name: str, norm: str) -> None:
     assert torch.equal(before[2], after[2])
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
-@pytest.mark.parametrize("name", FAST)
+# ART's Square in L2 needs larger pictures: that it says so is tested below.
+PAIRS = [(name, norm) for name in FAST for norm in ("linf", "l2") if (name, norm) != ("SquareAttack", "l2")]
+
+
+@pytest.mark.parametrize(("name", "norm"), PAIRS)
 def test_what_it_finds_is_in_box_and_radius_and_confirmed(name: str, norm: str):
-    if name == "SquareAttack" and norm == "l2":
-        pytest.skip("ART's Square in L2 needs larger pictures: see below")
     held(name, norm)
 
 
