@@ -334,10 +334,10 @@ class _One:
             text = f"The network says {self.output[0]:.4g}; the label is {label:.4g}."
         else:
             names, says = self.task.classes, int(self.output.argmax())
-            text = f"The network says {names[says]} with a probability of {self.output[says]:.1%}; the label is "
+            text = f"The network says {names[says]} with a probability of {_share(self.output[says])}; the label is "
             text += f"{names[int(label)]}."
             if self.target != says:
-                text += f" What is explained is {names[self.target]}, which it gives {self.output[self.target]:.1%}."
+                text += f" What is explained is {names[self.target]}, which it gives {_share(self.output[self.target])}."
         believed = [name for name in self.attributions if not self.flaws[name]]
         return f"{text} {len(believed)} of {len(self.attributions)} explanations passed their tests."
 
@@ -434,3 +434,10 @@ class _One:
 
 def _sizes(told: Attribution) -> Floats:
     return np.abs(told.values)
+
+
+def _share(probability: float) -> str:
+    """Write a probability so that rounding makes no certainty of it."""
+    if 0.9995 <= probability < 1:
+        return "more than 99.9%"
+    return "less than 0.1%" if 0 < probability < 0.0005 else f"{probability:.1%}"

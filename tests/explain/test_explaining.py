@@ -14,7 +14,7 @@ import torch
 import audit
 from audit import demo_nets
 from audit.errors import OutputError, UsageError
-from audit.explaining import explain_one
+from audit.explaining import _share, explain_one
 from audit.report.html import CONTENT_SECURITY_POLICY
 
 pytestmark = pytest.mark.slow
@@ -186,3 +186,10 @@ def test_a_network_that_overflows_with_shuffled_weights_is_explained_all_the_sam
     _, data = linear(6)
     told = explain_one(Overflowing(), data, index=0, methods=["lime", "integrated_gradients"])
     assert set(told.attributions) == {"lime", "integrated_gradients"}
+
+
+@pytest.mark.parametrize(
+    ("probability", "said"), [(0.99998, "more than 99.9%"), (0.00002, "less than 0.1%"), (0.5, "50.0%"), (1.0, "100.0%")]
+)
+def test_rounding_makes_no_certainty(probability, said):
+    assert _share(probability) == said
