@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         PolicyFailed,
         UsageError,
     )
+    from audit.inspecting import inspect
     from audit.model.wrapper import Model
     from audit.policy import require
     from audit.result import Evidence, Finding, Metric, Result
@@ -55,6 +56,7 @@ _WHERE = {
     "UsageError": "audit.errors",
     "check": "audit.checks.base",
     "harden": "audit.workflows",
+    "inspect": "audit.inspecting",
     "replay": "audit.workflows",
     "require": "audit.policy",
     "run": "audit.workflows",
@@ -79,6 +81,7 @@ __all__ = [
     "UsageError",
     "check",
     "harden",
+    "inspect",
     "replay",
     "require",
     "run",

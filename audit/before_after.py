@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +19,7 @@ from audit.checks.base import Task
 from audit.checks.robustness import Robustness, threat_model
 from audit.config import Config, Limit, validate
 from audit.data.base import Dataset
-from audit.errors import ModelError, UsageError
+from audit.errors import UsageError
 from audit.hardening import (
     Ascent,
     HardeningOptions,
@@ -32,8 +31,9 @@ from audit.hardening import (
     robust_accuracy,
     training_data,
 )
+from audit.hardening.saved import NAME, saved
 from audit.hardening.validation import split
-from audit.model import state_dict
+from audit.model.graph import Graph
 from audit.model.wrapper import Model, Origin
 from audit.plan import check_limits
 from audit.policy import judge
@@ -46,16 +46,21 @@ from audit.tradeoff import CHECK, METRICS, Trial, conclude
 
 CHECKS = ["performance", "robustness"]
 SHOWN, SHOWN_STEPS = 6, 40
-WEIGHTS = "hardened.pt"
+DEPLOYED = "the network was trained as its file deploys it: batch normalisation and dropout stay as in evaluation"
+WRITTEN = {f"{NAME}.{ending}" for ending in ("pt", "pt2", "onnx")}
 
 
 @dataclass(frozen=True)
 class Hardened:
-    """What came of hardening: the network, its training, and the result that compares before and after."""
+    """What came of hardening: the network, its training, and the result that compares before and after.
+
+    `opens` says how the file is opened that the network was written to; it is empty where none was.
+    """
 
     model: Model
     history: History
     result: Result
+    opens: str = ""
 
 
 def execute_hardening(
@@ -82,8 +87,8 @@ def execute_hardening(
     method
         A class of your own in place of ``options.method``.
     out
-        Folder for ``hardened.pt``, both audits (``before``, ``after``) and the training's checkpoint; nothing is written where
-        None. What is finished is kept: a second call goes on where the first was stopped.
+        Folder for the hardened network, both audits (``before``, ``after``) and the training's checkpoint; nothing is
+        written where None. What is finished is kept: a second call goes on where the first was stopped.
     fresh
         Train and audit anew.
 
@@ -122,8 +127,12 @@ def execute_hardening(
         eps=threat.eps,
         **options.model_dump(exclude={"method", "norm", "eps"}),
     )
+    if isinstance(hardened.module, Graph):
+        hardened.notes.extend((*model.notes, DEPLOYED))
+        progress.say(DEPLOYED)
+    opens = ""
     if out is not None:
-        hardened = _written(hardened, model, out / WEIGHTS)
+        hardened, opens = _written(hardened, model, out)
     after = _audit(hardened, data, audited, out, "after", fresh, progress, debug)
 
     trial = Trial(
@@ -157,7 +166,7 @@ def execute_hardening(
     )
     if out is not None:
         result.save(out)
-    return Hardened(hardened, history, result)
+    return Hardened(hardened, history, result, opens)
 
 
 # --- the two audits ---------------------------------------------------------------------------------------------------
@@ -221,31 +230,21 @@ def _threat(model: Model, data: Dataset, config: Config, options: HardeningOptio
     return threat
 
 
-def _written(hardened: Model, given: Model, path: Path) -> Model:
-    """Write the weights, read them again, and return the network as it lies in the file."""
-    buffer = io.BytesIO()
-    torch.save(hardened.module.state_dict(), buffer)
-    content = buffer.getvalue()
-    again = state_dict.load(content, str(path), "")
-    for name, tensor in hardened.module.state_dict().items():
-        if isinstance(tensor, Tensor) and not torch.equal(again[name].nan_to_num(), tensor.cpu().nan_to_num()):
-            raise ModelError(f"{path} would not hold what was trained: {name} differs when it is read again")
-    was = dict(given.module.named_buffers())
-    for name, tensor in hardened.module.named_buffers():
-        if name not in again and not torch.equal(tensor.cpu().nan_to_num(), was[name].cpu().nan_to_num()):
-            raise ModelError(
-                f"{path} would not hold what was trained: training changed the buffer {name}, which is not persistent; "
-                "register it with persistent=True"
-            )
-    write_atomically(path, content)
+def _written(hardened: Model, given: Model, out: Path) -> tuple[Model, str]:
+    """Write the network, and return it as it lies in the file, and how that is opened."""
+    file = saved(hardened, given)
+    path = out / file.name
+    for name in WRITTEN - {file.name}:
+        (out / name).unlink(missing_ok=True)  # of an earlier run: two hardened networks would lie there
+    write_atomically(path, file.content)
     hardened._origin = Origin(
         source=str(path),
-        sha256=hashlib.sha256(content).hexdigest(),
-        format="torch-zip",
+        sha256=hashlib.sha256(file.content).hexdigest(),
+        format=file.format,
         arch_sha256=given.origin.arch_sha256,
         trusted=given.origin.trusted,
     )
-    return hardened
+    return hardened, file.opens
 
 
 # --- what the comparison needs beside them ----------------------------------------------------------------------------

@@ -28,10 +28,15 @@ MODEL, DATA, RUN, CHECKS = "The model", "The data", "The run", "What is asked"
 TRAINING = "The training"
 
 # What several commands ask for, said once.
-ModelFile = Annotated[str, typer.Argument(help="Model file: weights as .safetensors or .pt (with --arch).")]
+ModelFile = Annotated[
+    str, typer.Argument(help="Model file: a saved module, .pt2, .onnx, or weights (.safetensors, .pt, .ckpt; with --arch).")
+]
 Arch = Annotated[str | None, typer.Option(help="FILE.py:FACTORY that builds the network.", rich_help_panel=MODEL)]
 ArchArgs = Annotated[str | None, typer.Option(help="Its arguments as JSON.", rich_help_panel=MODEL)]
 TrustModel = Annotated[bool, typer.Option("--trust-model", help="Let the file run its own code.", rich_help_panel=MODEL)]
+Sandbox = Annotated[
+    bool, typer.Option("--sandbox", help="Run without network, and write below --out alone.", rich_help_panel=MODEL)
+]
 ExpectSha256 = Annotated[str | None, typer.Option(help="Hash that the file must have.", rich_help_panel=MODEL)]
 TaskName = Annotated[str | None, typer.Option(help="classification or regression.", rich_help_panel=MODEL)]
 OutputKind = Annotated[
@@ -88,6 +93,7 @@ def run(
     arch: Arch = None,
     arch_args: ArchArgs = None,
     trust_model: TrustModel = False,
+    sandbox: Sandbox = False,
     expect_sha256: ExpectSha256 = None,
     task: TaskName = None,
     output: OutputKind = None,
@@ -129,6 +135,9 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Audit MODEL on DATA and write a report, a summary and result.json."""
+    if sandbox:
+        reads, code = [model, data, reference, anomalies, classes], [arch, preprocess]
+        _enter_sandbox(reads=reads, code=code, config=config, settings=settings or [], out=out)
     from audit import workflows
     from audit.progress import Progress
 
@@ -225,6 +234,7 @@ def harden(
     arch: Arch = None,
     arch_args: ArchArgs = None,
     trust_model: TrustModel = False,
+    sandbox: Sandbox = False,
     expect_sha256: ExpectSha256 = None,
     task: TaskName = None,
     output: OutputKind = None,
@@ -246,6 +256,9 @@ def harden(
     quiet: Quiet = False,
 ) -> None:
     """Train MODEL to withstand small changes; audit it before and after."""
+    if sandbox:
+        reads, code = [model, data, reference, classes], [arch, preprocess]
+        _enter_sandbox(reads=reads, code=code, config=config, settings=settings or [], out=out)
     from audit import workflows
     from audit.progress import Progress
 
@@ -292,7 +305,7 @@ def harden(
         )
     if not quiet:
         _say_result(hardened.result, out)
-        _write(f"  hardened network: {out / 'hardened.pt'} (loads with the same --arch)")
+        _write(f"  hardened network: {hardened.model.origin.source} ({hardened.opens})")
     raise typer.Exit(hardened.result.exit_code)
 
 
@@ -312,6 +325,7 @@ def explain(
     arch: Arch = None,
     arch_args: ArchArgs = None,
     trust_model: TrustModel = False,
+    sandbox: Sandbox = False,
     expect_sha256: ExpectSha256 = None,
     task: TaskName = None,
     output: OutputKind = None,
@@ -332,10 +346,13 @@ def explain(
     quiet: Quiet = False,
 ) -> None:
     """Explain the answer of MODEL to one sample, as one HTML page."""
+    page = out.absolute()  # code of the user's may change the current folder before the page is written
+    if sandbox:
+        reads, code = [model, data, reference, classes], [arch, preprocess]
+        page = _enter_sandbox(reads=reads, code=code, config=config, settings=settings or [], page=page) or page
     from audit import explaining
     from audit.plain import plain
 
-    page = out.absolute()  # code of the user's may change the current folder before the page is written
     explained = explaining.explain_one(
         model,
         data,
@@ -391,12 +408,30 @@ def render(
         write_atomically(out, text.encode(errors="backslashreplace"))
 
 
+@app.command()
+def inspect(
+    file: Annotated[str, typer.Argument(help="Model file, data file, or folder of images.")],
+    everything: Annotated[bool, typer.Option("--all", help="Show every layer, not the first ones alone.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all of it as JSON.")] = False,
+    debug: Debug = False,  # noqa: ARG001 - main reads it
+) -> None:
+    """Say what FILE is, what in it would execute, and how to audit it, without loading it.
+
+    Ends with 0 for a file that audit reads, with 3 for one that it refuses.
+    """
+    from audit import inspecting
+
+    found = inspecting.inspect(file)
+    _write(json.dumps(found.to_dict(), indent=1) if as_json else found.text(everything=everything))
+    raise typer.Exit(found.exit_code)
+
+
 @app.command(name="list")
 def list_(
-    what: Annotated[str, typer.Argument(help="checks, options, attacks, detectors, explainers, metrics or schema.")],
+    what: Annotated[str, typer.Argument(help="checks, options, attacks, detectors, explainers, formats, metrics or schema.")],
     markdown: Annotated[bool, typer.Option("--markdown", help="metrics and attacks: as in docs/.")] = False,
 ) -> None:
-    """List what there is: checks and their options, attacks, detectors, explainers, metrics, or the schema of result.json."""
+    """List what there is: checks and their options, attacks, detectors, explainers, file formats, metrics, the schema."""
     from audit import listing
 
     _write(listing.show(what, markdown=markdown))
@@ -447,6 +482,13 @@ def _fail(error: BaseException, message: str, code: int, debug: bool) -> NoRetur
         traceback.print_exception(error)
     print(f"audit: {plain(message)}", file=sys.stderr)
     sys.exit(code)
+
+
+def _enter_sandbox(**wanted: Any) -> Path | None:
+    """Go on inside the walls, before any heavy library is loaded; where to write a page that was asked for."""
+    from audit import sandbox
+
+    return sandbox.enter(sandbox.Wanted(**wanted))
 
 
 def _warn_of_edits(result: Any) -> None:

@@ -25,6 +25,8 @@ MOST_DOTS = 500
 MAX_SETTING = 2**16
 MOST_NESTED = 12
 LEAST_CONFIDENCE = 0.8
+MOST = 2**63 - 1  # of a whole number: readers of result.json in other languages take no larger one
+MOST_SAMPLES = 2**31 - 1  # of a batch
 TOO_DEEP = f"its tables or lists are nested more than {MOST_NESTED} deep"
 CODE_OPTIONS = {"arch", "arch_args", "preprocess", "trust_model", "trust"}
 
@@ -65,10 +67,10 @@ class RunSection(Section):
     checks: list[str] | None = None
     skip: list[str] = Field(default_factory=list)
     profile: Literal["quick", "standard", "thorough", "exhaustive"] = "standard"
-    samples: int | None = Field(default=None, ge=1)
+    samples: int | None = Field(default=None, ge=1, le=MOST)
     device: str = "auto"
-    seed: int = Field(default=0, ge=0)
-    batch_size: int = Field(default=256, ge=1)
+    seed: int = Field(default=0, ge=0, le=MOST)
+    batch_size: int = Field(default=256, ge=1, le=MOST_SAMPLES)
     out: str = Field(default="audit-out", min_length=1)  # an empty one would be the current folder
     gate: bool = False
     save_samples: bool = True

@@ -1,20 +1,14 @@
-"""Opens files that may be hostile: regular files only, never more than a limit, and archives whose members add up.
-
-A pipe would hang, a device never ends, and a small archive can unpack to more than the machine has.
-"""
+"""Opens files that may be hostile: regular files only, and never more than a limit. A pipe would hang, a device never ends."""
 
 from __future__ import annotations
 
-import io
 import os
 import stat
-import zipfile
 from pathlib import Path
 
 from audit.errors import AuditError
 
 MAX_BYTES = 16 * 2**30
-MAX_MEMBERS = 100_000
 
 
 def read_file(path: Path, what: str, error: type[AuditError], limit: int | None = None) -> bytes:
@@ -76,29 +70,3 @@ def not_a_model_nor_data(content: bytes) -> str | None:
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, which only stands for the file: run 'git lfs pull'"
     return None
-
-
-def archive_members(content: bytes, source: str, error: type[AuditError], max_ratio: int) -> list[zipfile.ZipInfo]:
-    """List the members of a zip archive after checking what they claim to unpack to.
-
-    A claim that is too small does no harm: Python's reader stops at the claimed size. So the sum of the claims bounds what can
-    be unpacked, also where members overlap in the file.
-
-    Raises
-    ------
-    AuditError
-        The archive is truncated, or made to exhaust memory or to show different readers different content.
-    """
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, OSError) as problem:
-        raise error(f"{source} is a truncated or damaged archive ({problem}): copy or save it again") from None
-    if len(members) > MAX_MEMBERS:
-        raise error(f"{source} holds {len(members):,} members; at most {MAX_MEMBERS:,} are read")
-    unpacked = sum(member.file_size for member in members)
-    if unpacked > min(memory_limit(), max_ratio * len(content)):
-        raise error(f"{source} unpacks {len(content):,} bytes to {unpacked:,}: refused as an archive made to exhaust memory")
-    if len({member.filename for member in members}) < len(members):
-        raise error(f"{source} holds two members of one name, so that readers would see different content; save it again")
-    return members

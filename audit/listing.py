@@ -12,7 +12,18 @@ if TYPE_CHECKING:
 
     from audit.checks.base import MetricDoc
 
-KINDS = ("checks", "options", "attacks", "detectors", "explainers", "metrics", "schema")
+KINDS = ("checks", "options", "attacks", "detectors", "explainers", "formats", "metrics", "schema")
+
+# What becomes of a model file of each format; audit inspect FILE says it of one file.
+FORMATS = {
+    "safetensors weights": "read, with --arch",
+    "weights saved by torch.save": "read, with --arch: a state dict, alone or inside a checkpoint (Lightning's, too)",
+    "module saved by torch.save": "read where it is made of torch.nn layers; of another class its weights, with --arch",
+    "torch.export program (.pt2)": "read where its operators are known",
+    "ONNX (.onnx)": "read where its operators are known; weights may lie in files beside it",
+    "TorchScript archive": "refused: it is a program of its own; read with --trust-model",
+    "any other pickle": "refused: it could execute code; read with --trust-model",
+}
 
 
 def show(what: str, *, markdown: bool = False) -> str:
@@ -33,6 +44,8 @@ def show(what: str, *, markdown: bool = False) -> str:
         from audit.checks.base import registry
 
         return "\n".join(f"{name}\n    {check.question}" for name, check in registry().items())
+    if what == "formats":
+        return "\n".join(f"{name}\n    {said}" for name, said in FORMATS.items())
     if what == "options":
         return options()
     if what == "attacks":

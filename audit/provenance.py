@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
+from audit import sandbox
 from audit.cache import run_key
 from audit.checks import base
 from audit.config import Config
@@ -107,6 +108,7 @@ def spec_of(config: Config, model: Model, command: str, ran: Iterable[str]) -> S
         python=platform.python_version(),
         platform=f"{platform.system()} {platform.machine()}",
         git=_git(),
+        sandbox=sandbox.kind(),
         command=command,
         not_run=[check_id for check_id in base.registry() if check_id not in set(ran)],
     )

@@ -219,7 +219,7 @@ class Judgement(Record):
 
 
 class Spec(Record):
-    """What was asked, and with which software; `not_run` names the checks that were left out."""
+    """What was asked, and with which software; `not_run` names checks that were left out, `sandbox` the walls that stood."""
 
     audit_version: str
     config: dict[str, JsonValue] = Field(default_factory=dict)
@@ -231,6 +231,7 @@ class Spec(Record):
     python: str = ""
     platform: str = ""
     git: dict[str, JsonValue] = Field(default_factory=dict)
+    sandbox: str = ""
     command: str = ""
     not_run: list[str] = Field(default_factory=list)
 

@@ -122,6 +122,7 @@ def malicious(folder: Path) -> dict[str, Path]:
     inner = io.BytesIO()
     torch.save(canary("pt2"), inner)
     members = {"archive_format": b"pt2", "models/model.json": json.dumps({}).encode(), "data/constants/c.pt": inner.getvalue()}
+    members["data/aotinductor/model/program.so"] = b"\x7fELF"
     files["pt2"].write_bytes(zipped({f"program/{name}": content for name, content in members.items()}))
     return files
 

@@ -17,13 +17,14 @@ from audit import __version__, cli, listing
 from audit.result import Result
 from tests.test_runner import ARCH, LATER, QUICK
 
-COMMANDS = ["run", "demo", "harden", "explain", "render", "list"]
+COMMANDS = ["run", "demo", "harden", "explain", "render", "inspect", "list"]
 LIST = {
     "checks": "robustness",
     "attacks": "pgd",
     "options": "robustness.steps",
     "detectors": "autoencoder",
     "explainers": "integrated_gradients",
+    "formats": "TorchScript",
     "metrics": "performance.accuracy",
     "schema": '"$schema"',
 }

@@ -38,6 +38,7 @@ PUBLIC = [
     "UsageError",
     "check",
     "harden",
+    "inspect",
     "replay",
     "require",
     "run",

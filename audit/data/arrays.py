@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
@@ -13,11 +14,26 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
+from audit.archives import archive_members
 from audit.data.base import Dataset, Reading, Role, as_array, preprocessed
 from audit.errors import DataError, closest
-from audit.files import archive_members
 
 MAX_RATIO = 1000  # an image set with empty margins packs about 20 to 1, a constant column about 900 to 1
+READ_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    ValueError,
+    TypeError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    NotImplementedError,
+    OverflowError,
+    MemoryError,  # from Python's parser, which NumPy asks to read the header
+    SyntaxError,
+    tokenize.TokenError,
+)
+LARGEST_CHARACTER = 0x10FFFF  # of Unicode
 
 
 def from_npz(content: bytes, reading: Reading, source: str, sha256: str, role: Role = "test") -> Dataset:
@@ -30,7 +46,10 @@ def from_npz(content: bytes, reading: Reading, source: str, sha256: str, role: R
     """
     if content[:2] != b"PK":
         raise DataError(f"{source} is not a .npz archive (it begins with {content[:8]!r}): save it with numpy.savez")
-    members = {m.filename.removesuffix(".npy"): m for m in archive_members(content, source, DataError, MAX_RATIO)}
+    listed = archive_members(content, source, DataError, MAX_RATIO)
+    members = {member.filename.removesuffix(".npy"): member for member in listed}
+    if len(members) < len(listed):
+        raise DataError(f"{source} holds an array with and without the ending .npy: which of the two is meant? Save it again")
     wanted = [name for name in members if name in ("x", "y", "anomaly") or name.startswith("sensitive_")]
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         loaded = {name: _member(archive, members[name], name, source) for name in wanted}
@@ -142,29 +161,34 @@ def label_codes(y: Any, classes: tuple[str, ...], source: str) -> Any:
     return np.asarray([codes[text] for text in texts], dtype=np.int64)
 
 
+def read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Return shape and type that an array's header claims, or raise one of `READ_ERRORS`."""
+    with archive.open(member) as stream:
+        version = npy.read_magic(stream)
+        read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
+        shape, _, dtype = read(stream)
+    return shape, dtype
+
+
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, source: str) -> Any:
     try:
+        _check_header(*read_header(archive, member), member.file_size, f"{source}: array {name!r}")
         with archive.open(member) as stream:
-            version = npy.read_magic(stream)
-            read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-            shape, _, dtype = read_header(stream)
-        _check_header(shape, dtype, member.file_size, f"{source}: array {name!r}")
-        with archive.open(member) as stream:
-            return npy.read_array(stream, allow_pickle=False)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        ValueError,
-        TypeError,
-        OSError,
-        EOFError,
-        RuntimeError,
-        NotImplementedError,
-    ) as error:
+            return _checked_text(npy.read_array(stream, allow_pickle=False))
+    except READ_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise DataError(
             f"{source}: array {name!r} is truncated or damaged ({reason}): save it again with numpy.savez"
         ) from None
+
+
+def _checked_text(array: NDArray[Any]) -> NDArray[Any]:
+    """Return the array; a ValueError where its text holds what is no character, at which Python breaks off."""
+    if array.dtype.kind == "U" and array.size and array.dtype.itemsize:
+        numbers = np.ascontiguousarray(array).reshape(-1).view(array.dtype.byteorder.replace("|", "=") + "u4")
+        if int(numbers.max()) > LARGEST_CHARACTER:
+            raise ValueError("its text holds what is no character")
+    return array
 
 
 def _check_header(shape: tuple[int, ...], dtype: np.dtype[Any], held: int, what: str) -> None:
@@ -174,5 +198,6 @@ def _check_header(shape: tuple[int, ...], dtype: np.dtype[Any], held: int, what:
             f"{what} holds Python objects, which only a pickle could restore, so it was not read; "
             "save plain numbers (x.astype('float32'))"
         )
-    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > held:
+    # Texts without a character take no bytes, and any number of them would fit.
+    if min(shape, default=0) < 0 or math.prod(shape) * max(1, dtype.itemsize) > held:
         raise DataError(f"{what} claims shape {shape} of {dtype}, but holds {held:,} bytes: it is damaged; save it again")

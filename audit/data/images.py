@@ -34,7 +34,7 @@ ORIENTATION = 0x0112  # of EXIF: 1 is upright
 
 
 @dataclass(frozen=True)
-class _Found:
+class Found:
     """What a folder holds: the image files by their path inside it, and what was passed over."""
 
     images: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ def from_folder(folder: Path, reading: Reading, role: Role = "test") -> Dataset:
     """
     if reading.target or reading.inputs or reading.sensitive:
         raise UsageError(f"{folder} is a folder of images: --target, --inputs and --sensitive do not apply")
-    found = _listing(folder)
+    found = listing(folder)
     if not found.images:
         raise DataError(f"{folder} holds no images; expected files that end in {', '.join(ENDINGS)}")
     notes = list(_notes(found))
@@ -88,10 +88,10 @@ def from_folder(folder: Path, reading: Reading, role: Role = "test") -> Dataset:
 # --- which files there are ---------------------------------------------------------------------------------------------
 
 
-def _listing(folder: Path) -> _Found:
+def listing(folder: Path) -> Found:
     """List a folder and all below it in the order of paths; hidden files are passed over."""
     root = folder.resolve()
-    found = _Found()
+    found = Found()
     for path, is_folder in _walk(folder, root, 1):
         name = path.relative_to(folder).as_posix()
         if is_folder:
@@ -140,7 +140,7 @@ def _is_folder(entry: os.DirEntry[str], path: Path, root: Path) -> bool:
     return stat.S_ISDIR(mode)
 
 
-def _notes(found: _Found) -> Iterator[str]:
+def _notes(found: Found) -> Iterator[str]:
     if found.others:
         names = ", ".join(found.others[:5]) + (", …" if len(found.others) > 5 else "")
         yield f"{len(found.others):,} files are no images by their names and were left out: {names}"
@@ -152,7 +152,7 @@ def _notes(found: _Found) -> Iterator[str]:
 # --- which class they are of -------------------------------------------------------------------------------------------
 
 
-def _alphabetical(folder: Path, found: _Found) -> tuple[str, ...]:
+def _alphabetical(folder: Path, found: Found) -> tuple[str, ...]:
     names = tuple(sorted(name for name in found.folders if "/" not in name))
     if len(names) < 2:
         got = f"the folder {names[0]!r} alone" if names else "no folder"
@@ -160,7 +160,7 @@ def _alphabetical(folder: Path, found: _Found) -> tuple[str, ...]:
     return names
 
 
-def _labels(folder: Path, found: _Found, classes: Sequence[str]) -> NDArray[np.int64]:
+def _labels(folder: Path, found: Found, classes: Sequence[str]) -> NDArray[np.int64]:
     codes = {name: code for code, name in enumerate(classes)}
     labels = np.empty(len(found.images), dtype=np.int64)
     for i, name in enumerate(found.images):

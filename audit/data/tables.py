@@ -269,7 +269,10 @@ def numbers(frame: pd.DataFrame, columns: list[str], source: str) -> Any:
             )
     if not columns:
         raise DataError(f"{source}: no column is left to go into the network; name some with --inputs")
-    x = frame[columns].astype(np.float64).to_numpy()
+    try:
+        x = frame[columns].astype(np.float64).to_numpy()
+    except OverflowError:
+        raise DataError(f"{source}: a column holds a number of over 300 digits; is it damaged?") from None
     infinite = np.flatnonzero(np.isinf(x).any(axis=0))
     if len(infinite):
         raise DataError(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from audit.hardening.history import DeadUnits, Epoch, History, LayerHealth
+from audit.model.graph import Graph, Step
 from audit.model.wrapper import Model
 from audit.result import Finding
 
@@ -33,6 +34,9 @@ Rectified = {
     nn.functional.relu,
     nn.functional.relu_,
     nn.functional.relu6,
+    torch.ops.aten.relu.default,
+    torch.ops.aten.relu_.default,
+    torch.ops.aten.relu6.default,
 }
 
 
@@ -101,11 +105,22 @@ class Watch:
 def layers_of(module: nn.Module) -> list[tuple[str, list[nn.Parameter]]]:
     """List the modules that hold trained parameters of their own, in the order of the network."""
     found = []
-    for name, child in module.named_modules():
+    for name, child in (module.weights if isinstance(module, Graph) else module).named_modules():
         own = [p for p in child.parameters(recurse=False) if p.requires_grad]
         if own:
             found.append((name, own))
+    if isinstance(module, Graph):
+        # A file lists weights in any order: here they come in that in which the steps read them.
+        order = {weight: place for place, weight in reversed(list(enumerate(_read_weights(module))))}
+        found.sort(key=lambda layer: min(order.get(id(parameter), len(order)) for parameter in layer[1]))
     return found
+
+
+def _read_weights(graph: Graph) -> list[int]:
+    """Return the ids of the parameters, in the order in which the steps read them."""
+    held = dict(graph.weights.named_parameters(remove_duplicate=False))
+    names = [graph.named.get(value) for step in graph.steps if isinstance(step, Step) for value in step.reads]
+    return [id(held[name]) for name in names if name in held]
 
 
 def _flat(parameters: Sequence[Tensor]) -> Tensor:

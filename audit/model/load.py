@@ -1,4 +1,4 @@
-"""Opens a model file: reads the bytes, hashes them, says what they are, and hands them to the loader of that format.
+"""Opens a model file: reads the bytes, hashes them, says what they are, and hands them to the reader of that format.
 
 A model file is a program until proven otherwise. The very bytes that were hashed are the ones that are read; nothing that a
 file holds is run unless the caller says ``trust=True``; and no file is first tried safely and then unsafely.
@@ -8,35 +8,56 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from audit.errors import ModelError, ModelRefused
-from audit.files import archive_members, not_a_model_nor_data, read_file
+from audit.archives import archive_members
+from audit.errors import ModelError, ModelRefused, UsageError
+from audit.files import not_a_model_nor_data, read_file
 from audit.model import safetensors, state_dict, trusted
 from audit.model.arch import Arch, build
+from audit.model.description import Description
+from audit.model.graph import Graph
 from audit.model.wrapper import Model, Origin
 
 MAX_RATIO = 100  # torch stores tensors uncompressed; real checkpoints that were zipped again reach about 3
 
 WAYS_ON = (
     "save the weights (torch.save(model.state_dict(), 'weights.pt')) and give --arch FILE.py:FACTORY, "
-    "or, if you trust whoever made the file, give --trust-model"
+    "or, if you trust whoever made the file, give --trust-model (better with --sandbox)"
 )
+
+PICKLED_MODULE = "pickled module"  # what a network that was rebuilt from one came from
+
+# Formats whose own loader runs what the file says: with trust they go to it, and to it alone.
+RUN_BY_THEIR_LOADER = ("torchscript", "pickle", "torch-zip", "pt2")
 
 
 @dataclass(frozen=True)
 class ModelFile:
-    """The bytes of a model file, their hash, and the format that they are in."""
+    """The bytes of a model file, their hash, and the format that they are in.
+
+    Attributes
+    ----------
+    sha256
+        Of the file; where other files beside it hold part of the network (ONNX), of the hashes of all of them.
+    format
+        ``safetensors``, ``torch-zip`` or ``pickle`` (what torch.save writes, today and before 1.6), ``pt2``, ``onnx``,
+        ``torchscript``.
+    beside
+        Content of the other files by the name that the model file calls them.
+    """
 
     path: Path
     content: bytes
     sha256: str
     format: str
+    beside: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def load(
@@ -53,8 +74,9 @@ def load(
     Parameters
     ----------
     path
-        A ``.safetensors`` file, a state dict saved by ``torch.save`` (alone or inside a checkpoint), or, with `trust`,
-        anything that ``torch.load`` or ``torch.jit.load`` can open.
+        A module of torch.nn layers saved by ``torch.save``, a ``.pt2`` program of ``torch.export``, an ONNX file; or, with
+        `arch`, weights: ``.safetensors``, or a state dict saved by ``torch.save``, alone or inside a checkpoint. With `trust`,
+        anything that ``torch.load``, ``torch.export.load`` or ``torch.jit.load`` can open.
     arch
         Class or function that builds the network: a callable, or ``FILE.py:NAME`` or ``MODULE:NAME``.
     arch_args
@@ -71,26 +93,51 @@ def load(
     ModelRefused
         The file could execute code, and `trust` was not given.
     ModelError
-        The file cannot be read, is damaged, or its weights do not fit the architecture.
+        The file cannot be read, is damaged, holds operations that are not known, or its weights do not fit the architecture.
     """
     file = open_file(path, expect_sha256)
     built = build(arch, arch_args)
-    if file.format in ("torchscript", "pickle", "torch-zip") and trust:
-        module = trusted.load(file.content, file.format, str(file.path), built)
-    elif file.format == "safetensors":
-        module = _fill(safetensors.load(file.content, str(file.path)), built, file)
-    elif file.format in ("torch-zip", "pickle"):
-        module = _fill(state_dict.load(file.content, str(file.path), WAYS_ON), built, file)
-    else:
-        raise _refusal(file)
+    trusted_now = trust and file.format in RUN_BY_THEIR_LOADER
+    module = trusted.load(file.content, file.format, str(file.path), built) if trusted_now else _read(file, built)
+    network = built is None and not trusted_now  # the network came with the file
     origin = Origin(
         source=str(file.path),
         sha256=file.sha256,
-        format=file.format,
+        format=PICKLED_MODULE if network and file.format in ("torch-zip", "pickle") else file.format,
         arch_sha256=built.sha256 if built else "",
-        trusted=trust and file.format != "safetensors",
+        trusted=trusted_now,
     )
-    return Model(module, origin=origin, **options)
+    model = Model(module, origin=origin, **options)
+    if origin.format == PICKLED_MODULE:
+        from audit.model.pickled import bounded
+
+        model.guard = partial(bounded.check, module)
+    if isinstance(module, Graph):
+        model.notes = module.notes  # one list: how samples are laid out is known when the first come
+    return model
+
+
+def describe(path: str | os.PathLike[str], expect_sha256: str | None = None) -> tuple[ModelFile, Description]:
+    """Read a file without loading it, and say what it is.
+
+    Raises
+    ------
+    ModelError
+        It cannot be read, is damaged, or is no model file.
+    """
+    from audit.model import onnx, pickled, pt2, torchscript
+
+    file = open_file(path, expect_sha256)
+    source = str(file.path)
+    if file.format == "safetensors":
+        return file, safetensors.describe(file.content, source)
+    if file.format == "onnx":
+        return file, onnx.describe(file.content, source, file.beside)
+    if file.format == "pt2":
+        return file, pt2.describe(file.content, source)
+    if file.format == "torchscript":
+        return file, torchscript.describe(file.content, source)
+    return file, pickled.describe(file.content, source)
 
 
 def open_file(path: str | os.PathLike[str], expect_sha256: str | None = None) -> ModelFile:
@@ -98,9 +145,44 @@ def open_file(path: str | os.PathLike[str], expect_sha256: str | None = None) ->
     path = Path(path)
     content = read_file(path, "model file", ModelError)
     sha256 = hashlib.sha256(content).hexdigest()
+    said = _format(path, content)
+    beside: Mapping[str, bytes] = {}
+    if said == "onnx":
+        from audit.model import onnx
+
+        beside = onnx.read_beside(content, path)
+        if beside:
+            hashes = {name: hashlib.sha256(part).hexdigest() for name, part in sorted(beside.items())}
+            sha256 = hashlib.sha256(f"{sha256} {hashes}".encode()).hexdigest()
     if expect_sha256 is not None and sha256 != expect_sha256.strip().lower():
         raise ModelError(f"{path} should have SHA-256 {expect_sha256.lower()}, but has {sha256}: it is not the file you mean")
-    return ModelFile(path, content, sha256, _format(path, content))
+    return ModelFile(path, content, sha256, said, beside)
+
+
+def _read(file: ModelFile, built: Arch | None) -> nn.Module:
+    """Load a file with our own reader of its format."""
+    from audit.model import onnx, pickled, pt2, torchscript
+
+    source = str(file.path)
+    if file.format == "safetensors":
+        weights = safetensors.load(file.content, source)
+    elif file.format in ("torch-zip", "pickle"):
+        found = pickled.load(file.content, source, WAYS_ON, network_wanted=built is None)
+        if isinstance(found, nn.Module):
+            return found
+        weights = found
+    elif file.format == "pt2":
+        module = pt2.load(file.content, source, WAYS_ON)
+        if built is None:
+            return module
+        weights = dict(module.weights.state_dict())
+    elif file.format == "onnx":
+        if built is not None:
+            raise UsageError(f"{source} is an ONNX file, which holds its own network: leave --arch out")
+        return onnx.load(file.content, source, file.beside)
+    else:
+        raise ModelRefused(f"{source} {torchscript.WHY}, so it was not opened; {WAYS_ON}")
+    return _fill(weights, built, source)
 
 
 def _format(path: Path, content: bytes) -> str:
@@ -140,28 +222,11 @@ def _zip_format(path: Path, content: bytes) -> str:
     raise ModelError(f"{path} is a zip archive, but not one that torch.save wrote")
 
 
-def _refusal(file: ModelFile) -> ModelError:
-    if file.format == "torchscript":
-        return ModelRefused(
-            f"{file.path} is a TorchScript archive, which runs its own code when it is loaded, so it was not opened; {WAYS_ON}"
-        )
-    if file.format == "pt2":
-        return ModelRefused(
-            f"{file.path} is a torch.export program (.pt2), whose loader evaluates strings and unpickles what the file holds, "
-            "so it was not opened; save the weights (torch.save(program.state_dict, 'weights.pt')) "
-            "and give --arch FILE.py:FACTORY"
-        )
-    return ModelError(
-        f"{file.path} is an ONNX file, which this version does not read; "
-        "save the weights of the PyTorch network and give --arch FILE.py:FACTORY"
-    )
-
-
-def _fill(weights: dict[str, Any], arch: Arch | None, file: ModelFile) -> nn.Module:
+def _fill(weights: dict[str, Any], arch: Arch | None, source: str) -> nn.Module:
     if arch is None:
         raise ModelError(
-            f"{file.path} holds weights only ({state_dict.summary(weights)}): "
+            f"{source} holds weights only ({state_dict.summary(weights)}): "
             "say which network they belong to with --arch FILE.py:FACTORY (and --arch-args JSON)"
         )
-    state_dict.fill(arch.module, weights, str(file.path), arch.name)
+    state_dict.fill(arch.module, weights, source, arch.name)
     return arch.module

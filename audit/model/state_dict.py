@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from audit.errors import ModelError, ModelRefused
-from audit.model.pickles import Blocked, Cut, Damaged, Weights
+from audit.errors import ModelError
 
 CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights", "params")
 PREFIXES = ("module.", "model.", "net.", "network.")
@@ -21,40 +20,24 @@ MOST_NESTED = 8
 UNUSED_IN_EVALUATION = ".num_batches_tracked"  # counts training batches; files older than torch 0.4.1 lack it
 
 
-def load(content: bytes, source: str, ways_on: str) -> dict[str, Tensor]:
-    """Return the weights by name, without running anything that the file holds.
+def find_weights(loaded: Any, source: str, depth: int = 0, tensor: Any = Tensor) -> dict[str, Any]:
+    """Return the dict of tensors inside whatever a checkpoint holds.
 
-    Raises
-    ------
-    ModelRefused
-        The file holds something else than weights: the message names it, and `ways_on`.
-    ModelError
-        The file is truncated or damaged, or holds no weights.
+    Parameters
+    ----------
+    tensor
+        The class, or classes, of what counts as a tensor.
     """
-    try:
-        weights = Weights(content)
-        found = find_weights(weights.content, source)
-        return strip_prefixes({name: weights.tensor(cut) for name, cut in found.items()})
-    except Blocked as blocked:
-        raise ModelRefused(
-            f"{source} is a pickle that asks for {blocked}, which could execute code, so it was not opened; {ways_on}"
-        ) from None
-    except Damaged as damaged:
-        reason = (str(damaged).strip().splitlines() or ["no reason given"])[0][:200]
-        raise ModelError(f"{source} is truncated or damaged, or not from torch.save ({reason}): save it again") from None
-
-
-def find_weights(loaded: Any, source: str, depth: int = 0) -> dict[str, Any]:
-    """Return the dict of tensors inside whatever a checkpoint holds."""
     if not isinstance(loaded, Mapping):
-        raise ModelError(f"{source} should hold a dict of weights, got {_kind(loaded)}; save model.state_dict()")
+        got = "a tensor" if isinstance(loaded, tensor) else f"a {type(loaded).__name__}"
+        raise ModelError(f"{source} should hold a dict of weights, got {got}; save model.state_dict()")
     inner = [name for name in CONTAINERS if isinstance(loaded.get(name), Mapping)]
     if inner and depth < MOST_NESTED:
-        return find_weights(loaded[inner[0]], f"{source} [{inner[0]!r}]", depth + 1)
-    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor | Cut)}
+        return find_weights(loaded[inner[0]], f"{source} [{inner[0]!r}]", depth + 1, tensor)
+    tensors = {str(name): value for name, value in loaded.items() if isinstance(value, tensor)}
     if tensors:
         return tensors
-    keys = ", ".join(repr(str(k)) for k in list(loaded)[:8]) or "nothing"
+    keys = ", ".join(repr(str(k)[:60]) for k in list(loaded)[:8]) or "nothing"
     raise ModelError(f"{source} holds no weights: expected tensors or one of {', '.join(CONTAINERS)}, got the keys {keys}")
 
 
@@ -130,7 +113,3 @@ def _best_fit(weights: dict[str, Tensor], expected: set[str]) -> dict[str, Tenso
             candidates.append(under)
         candidates.append({prefix + n: t for n, t in weights.items()})
     return max(candidates, key=lambda c: len(expected & set(c)))
-
-
-def _kind(value: Any) -> str:
-    return "a tensor" if isinstance(value, Tensor | Cut) else f"a {type(value).__name__}"

@@ -103,6 +103,8 @@ class Model:
         self.batch_size = BatchSize(batch_size)
         self.forwards = self.backwards = 0
         self.notes: list[str] = []
+        # Called with one sample before the network first sees any: networks out of files may be made to exhaust the machine.
+        self.guard: Callable[[Tensor], None] | None = None
         self._origin = origin
         self._depth = 0
 
@@ -301,6 +303,8 @@ class Model:
 
     def _tell(self, x: Tensor, binary: bool | None) -> None:
         self.input_shape = tuple(x.shape[1:])
+        if self.guard is not None:
+            self.guard(self.normalise(x[:1]).to(self.dtype))
         raw, before = self._try(x)
         if self.output is None:
             self.output = tell_output(raw, before, task=self._task, labels_are_binary=binary)

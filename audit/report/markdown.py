@@ -21,6 +21,7 @@ def render(result: Result) -> str:
         f"# {view.VERDICTS[result.verdict]}",
         markdown(view.sentence(result)),
         f"{markdown(result.model.source, 120)} on {markdown(result.data.source, 120)}, {count(result.data.n)} samples.",
+        *(markdown(sentence, 300) for sentence in view.trust(result)),
         "## Scorecard",
         "\n".join(_scorecard(result)),
         "## The worst findings",

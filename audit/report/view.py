@@ -323,9 +323,7 @@ def _strip(metric: Metric, its_limits: Sequence[Limit]) -> Strip | None:
 
 def _model_facts(result: Result) -> Facts:
     model = result.model
-    notes = list(model.notes)
-    if model.trusted:
-        notes.append("The file was loaded as a program, on the caller's word (--trust-model).")
+    notes = [*model.notes, *trust(result)]
     classes = [] if model.classes is None else [("classes", _classes(model.classes, model.class_names))]
     entries = [
         ("source", model.source),
@@ -338,6 +336,14 @@ def _model_facts(result: Result) -> Facts:
         ("output", model.output),
     ]
     return Facts("The network", [(name, value) for name, value in entries if value], notes)
+
+
+def trust(result: Result) -> list[str]:
+    """Say so where the model file was let run code of its own, and what stood around it."""
+    if not result.model.trusted:
+        return []
+    walls = f", in a sandbox: {result.spec.sandbox}" if result.spec.sandbox else ", with the rights of who ran the audit"
+    return [f"The file was loaded as a program, on the caller's word (--trust-model){walls}."]
 
 
 def _classes(classes: int, names: Sequence[str]) -> str:
@@ -382,6 +388,7 @@ def _run_facts(result: Result) -> Facts:
         ("audit", spec.audit_version),
         ("python", spec.python),
         ("platform", spec.platform),
+        ("sandbox", spec.sandbox),
         ("policy", text.short_hash(spec.policy_sha256) if spec.policy_sha256 else "no limits"),
     ]
     return Facts("The run", [(name, value) for name, value in entries if value])

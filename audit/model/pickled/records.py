@@ -1,0 +1,351 @@
+"""Turns a pickle into inert records: nothing that it names is imported, and nothing that it calls is called.
+
+Python's own unpickler is a machine that runs a program. Here it runs the same program on stand-ins: a name becomes a `Name`, a
+call or an instance becomes a `Made` that keeps its class, arguments and state, a tensor becomes a `Cut` that knows where its
+numbers stand. What may be done with the records is for their readers to decide.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+# Numbers stand beside the pickle, which has about 100 bytes and 51 reads a tensor: enough for some 39,000 tensors.
+MAX_PICKLE = 32 * 2**20
+MAX_READS = 2_000_000
+HUGE = 2**31
+
+STORAGES = {
+    "FloatStorage": torch.float32,
+    "DoubleStorage": torch.float64,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+}
+
+
+class Damaged(Exception):
+    """The file is not what ``torch.save`` writes."""
+
+
+class Blocked(Exception):
+    """The pickle asks for something that neither weights nor layers have a use for; the message is its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A class or function as a pickle names it, with Python 2's names of modules in Python 3's spelling."""
+
+    module: str
+    name: str
+
+    @property
+    def full(self) -> str:
+        """``torch.nn.modules.linear.Linear``."""
+        return f"{self.module}.{self.name}"
+
+    def __str__(self) -> str:
+        return self.full[:100]
+
+
+@dataclass(frozen=True, slots=True)
+class StorageType:
+    """A type of numbers, as a pickle names it."""
+
+    dtype: torch.dtype
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of numbers that stands elsewhere in the file."""
+
+    dtype: torch.dtype
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """A tensor that has not been cut out of its storage yet."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Numbers that the tensor shows: more than there are, where it is expanded."""
+        count = 1
+        for length in self.size:
+            count *= length
+        return count
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Parameter:
+    """A tensor that was a parameter. `plain` is False where it had hooks or attributes of its own."""
+
+    data: Cut
+    requires_grad: bool
+    plain: bool = True
+
+
+@dataclass(slots=True, eq=False)
+class Made:
+    """Stands for an object that is not built: what it would be made of.
+
+    Attributes
+    ----------
+    name
+        Its class, or the function that would have returned it.
+    called
+        Whether the pickle calls the name; otherwise it makes an instance of a class without calling ``__init__``.
+    state
+        What its ``__setstate__`` would get, or None.
+    """
+
+    name: Name
+    arguments: tuple[Any, ...]
+    called: bool
+    state: Any = None
+    items: PlainDict | None = None
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if self.items is None:
+            self.items = PlainDict()
+        self.items[key] = value
+
+    def append(self, value: Any) -> None:
+        """Forget the members of a list of some other class."""
+
+    def extend(self, values: Any) -> None:
+        """Forget the members of a list of some other class."""
+
+
+class PlainDict(dict[Any, Any]):
+    """A dict whose keys are plain: nested tuples as keys would take exponential time to hash."""
+
+    __slots__ = ()
+
+    def __init__(self, pairs: Any = ()) -> None:
+        super().__init__()
+        for key, value in pairs if isinstance(pairs, list | tuple) else ():
+            self[key] = value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _check_key(key, "a dictionary key")
+        super().__setitem__(key, value)
+
+
+class PlainSet(list[Any]):
+    """The members of a set: plain, and never hashed."""
+
+    __slots__ = ()
+
+    def __init__(self, members: Any = ()) -> None:
+        super().__init__()
+        for member in members if isinstance(members, list | tuple) else ():
+            self.add(member)
+
+    def add(self, value: Any) -> None:
+        """Take a member."""
+        _check_key(value, "a member of a set")
+        self.append(value)
+
+
+def _check_key(key: Any, what: str) -> None:
+    parts = key if isinstance(key, tuple) else (key,)
+    if not all(part is None or isinstance(part, str | bytes | int | float | Name | Made) for part in parts):
+        raise Damaged(f"{what} is neither text nor a number")
+
+
+@dataclass(slots=True)
+class Seen:
+    """Names that a pickle mentions, in order: those that it calls or builds, and all."""
+
+    mentioned: dict[str, None] = field(default_factory=dict)
+    made: dict[str, None] = field(default_factory=dict)
+
+
+def _tensor(storage: Any, offset: Any, size: Any, stride: Any, _: Any = False, hooks: Any = None, metadata: Any = None) -> Cut:
+    counts = (offset, *size, *stride)
+    if not isinstance(storage, Storage) or not all(type(n) is int and 0 <= n < 2**62 for n in counts):
+        raise Damaged("a tensor is not made of a storage and whole numbers")
+    if len(size) != len(stride) or len(size) > 64 or hooks or metadata:
+        raise Damaged("a tensor has something else than a storage, a shape and strides")
+    return Cut(storage, offset, tuple(size), tuple(stride))
+
+
+def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None, *more: Any) -> Parameter:
+    if not isinstance(data, Cut):
+        raise Damaged("a parameter is not made of a tensor")
+    return Parameter(data, requires_grad is True, plain=not hooks and not more and isinstance(requires_grad, bool))
+
+
+def _default_dict(*_: Any) -> PlainDict:
+    return PlainDict()
+
+
+# Calls that every file of torch.save makes: they become records of their own kind.
+CALLED: dict[str, Any] = {
+    "collections.OrderedDict": PlainDict,
+    "collections.defaultdict": _default_dict,
+    "builtins.set": PlainSet,
+    "builtins.frozenset": PlainSet,
+    "torch.Size": tuple,
+    "torch._utils._rebuild_tensor": _tensor,
+    "torch._utils._rebuild_tensor_v2": _tensor,
+    "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter,
+}
+
+_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+
+
+class _Counted:
+    """A file that is read at most so often and so far: each operation of a pickle takes memory, be it one byte long."""
+
+    def __init__(self, stream: io.BytesIO) -> None:
+        self.stream, self.bytes, self.reads = stream, MAX_PICKLE, MAX_READS
+
+    def read(self, n: int = -1) -> bytes:
+        return self._count(self.stream.read(n))
+
+    def readline(self) -> bytes:
+        return self._count(self.stream.readline())
+
+    def _count(self, data: bytes) -> bytes:
+        self.bytes -= len(data)
+        self.reads -= 1
+        if self.bytes < 0 or self.reads < 0:
+            raise Damaged(f"its pickle has more than {MAX_PICKLE:,} bytes or about {MAX_READS // 2:,} operations")
+        return data
+
+
+_NEEDED = (
+    "PROTO STOP MARK NONE NEWTRUE NEWFALSE EMPTY_TUPLE EMPTY_LIST TUPLE TUPLE1 TUPLE2 TUPLE3 BININT BININT1 BININT2 "
+    "LONG1 BINFLOAT BINUNICODE SHORT_BINUNICODE SHORT_BINSTRING BINSTRING SHORT_BINBYTES BINBYTES GLOBAL STACK_GLOBAL "
+    "POP APPEND APPENDS SETITEM SETITEMS BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE BINPERSID"
+)
+_OPERATIONS = [getattr(pickle, name)[0] for name in _NEEDED.split()]
+
+# The unpickler written in Python: operations cannot be taken away from the one written in C.
+_PythonUnpickler: Any = pickle._Unpickler
+
+
+class Unpickler(_PythonUnpickler):  # type: ignore[misc]
+    """Python's own unpickler with inert records for objects, and only the operations that weights and layers need.
+
+    Parameters
+    ----------
+    refuse
+        Called with each name as it is mentioned, and with whether it is called; raises `Blocked` to stop.
+    """
+
+    def __init__(self, stream: io.BytesIO, refuse: Any, seen: Seen | None = None) -> None:
+        super().__init__(_Counted(stream), encoding="utf-8", errors="surrogateescape")
+        self.storages: dict[str, Storage] = {}
+        self.refuse = refuse
+        self.seen = Seen() if seen is None else seen
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Return the record of a name."""
+        found = Name(_PYTHON_2.get(module, module), name)
+        if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
+            return StorageType(STORAGES[name])
+        if found.full not in CALLED:
+            self.seen.mentioned[found.full] = None
+        self.refuse(found, False)
+        return found
+
+    def persistent_load(self, pid: Any) -> Storage | Name:
+        """Return the storage, or the class with its source, that an id of ``torch.save`` names."""
+        kind, *rest = pid
+        if kind in ("module", b"module") and len(rest) == 3 and isinstance(rest[0], Name):
+            return rest[0]  # before torch 1.6 the source of a class of one's own stood beside it: its text is not looked at
+        storage_type, key, _, numel, *view = rest
+        if isinstance(storage_type, Name):
+            raise Blocked(storage_type.full[:100])  # a type of numbers that is not known here
+        if kind not in ("storage", b"storage") or not isinstance(storage_type, StorageType) or (view and view[0] is not None):
+            raise Damaged("it refers to something else than a storage")
+        if type(numel) is not int or not 0 <= numel < 2**62 or not isinstance(key, str | int):
+            raise Damaged("a storage should have a name and a count of numbers")
+        storage = Storage(storage_type.dtype, str(key), numel)
+        if self.storages.setdefault(storage.key, storage) != storage:
+            raise Damaged(f"storage {storage.key!r} is described in two ways")
+        return storage
+
+    def load_reduce(self) -> None:
+        """Record a call."""
+        self._make(called=True)
+
+    def load_newobj(self) -> None:
+        """Record an instance."""
+        self._make(called=False)
+
+    def _make(self, *, called: bool) -> None:
+        arguments = self.stack.pop()
+        name = self.stack[-1]
+        if not isinstance(name, Name) or not isinstance(arguments, tuple):
+            raise Damaged("it calls something that is not a name")
+        if name.full in CALLED:
+            self.stack[-1] = CALLED[name.full](*arguments)
+            return
+        self.seen.made[name.full] = None
+        if called and any(type(argument) is int and abs(argument) >= HUGE for argument in arguments):
+            raise Blocked(name.full[:100])  # bytearray(2**32) on its way to all of the memory
+        self.refuse(name, called)
+        self.stack[-1] = Made(name, arguments, called)
+
+    def load_build(self) -> None:
+        """Keep the state that an object was to get: setting it could change functions and classes of this process."""
+        state = self.stack.pop()
+        found = self.stack[-1]
+        if isinstance(found, Made):
+            if found.state is not None:
+                raise Damaged(f"it sets the state of {found.name} twice")
+            found.state = state
+        elif isinstance(found, Name):
+            raise Blocked(found.full[:100])  # it would change a class or function of the whole process
+        elif not isinstance(found, PlainDict):
+            raise Damaged(f"it sets the state of a {type(found).__name__}")
+
+    def load_empty_dictionary(self) -> None:
+        """Push a dict with plain keys."""
+        self.append(PlainDict.__new__(PlainDict))
+
+    def load_empty_set(self) -> None:
+        """Push a set whose members are not hashed."""
+        self.append(PlainSet.__new__(PlainSet))
+
+    def load_frozenset(self) -> None:
+        """Push a set whose members are not hashed."""
+        self.append(PlainSet(self.pop_mark()))
+
+    def load_frame(self) -> None:
+        """Read on: frames only speed reading up, and the bytes in one would not be counted."""
+        self.read(8)
+
+    dispatch: ClassVar[dict[int, Any]] = {
+        **{number: _PythonUnpickler.dispatch[number] for number in _OPERATIONS},
+        pickle.REDUCE[0]: load_reduce,
+        pickle.NEWOBJ[0]: load_newobj,
+        pickle.BUILD[0]: load_build,
+        pickle.EMPTY_DICT[0]: load_empty_dictionary,
+        pickle.EMPTY_SET[0]: load_empty_set,
+        pickle.FROZENSET[0]: load_frozenset,
+        pickle.ADDITEMS[0]: _PythonUnpickler.load_additems,
+        pickle.FRAME[0]: load_frame,
+    }
