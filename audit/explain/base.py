@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from audit.data.base import Kind
 from audit.errors import UsageError
 from audit.model.batching import BatchSize, in_batches
+from audit.model.graph import Step
 from audit.model.wrapper import Model
 
 Floats = NDArray[np.float64]
@@ -301,7 +302,10 @@ class Explainer(ABC):
 
 def differentiable(model: Model) -> AbstractContextManager[Any]:
     """Return a context in which gradients in the input can be taken: cuDNN's recurrent layers have none in evaluation mode."""
-    recurrent = any(isinstance(child, nn.RNNBase) for child in model.module.modules())
+    recurrent = any(
+        child.kind in ("lstm", "gru", "rnn_tanh", "rnn_relu") if isinstance(child, Step) else isinstance(child, nn.RNNBase)
+        for child in model.module.modules()
+    )
     if recurrent and model.device.type == "cuda":
         return torch.backends.cudnn.flags(enabled=False)
     return nullcontext()

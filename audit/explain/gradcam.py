@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from audit.data.base import Kind
 from audit.explain.base import Explainer, Question, Raw
+from audit.model.graph import Step
 from audit.model.wrapper import Model
 
 
@@ -67,9 +68,9 @@ def last_convolution(model: Model, x: Tensor) -> tuple[str, nn.Module] | None:
     hooks = []
     try:
         for name, module in model.module.named_modules():
-            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and id(module) not in seen:
+            if _convolves(module) and id(module) not in seen:
                 seen.add(id(module))
-                hooks.append(module.register_forward_hook(note(name)))  # type: ignore[arg-type]
+                hooks.append(module.register_forward_hook(note(name)))
         if not hooks:
             return None
         with model.session(), torch.no_grad():
@@ -80,3 +81,9 @@ def last_convolution(model: Model, x: Tensor) -> tuple[str, nn.Module] | None:
     # captum takes the output of one call of a layer: one that runs twice has two.
     once = [entry for entry in order if sum(other is entry[1] for _, other in order) == 1]
     return once[-1] if once and once[-1] is order[-1] else None
+
+
+def _convolves(module: nn.Module) -> bool:
+    if isinstance(module, Step):
+        return module.kind in ("conv2d", "conv_transpose2d")
+    return isinstance(module, nn.Conv2d | nn.ConvTranspose2d)

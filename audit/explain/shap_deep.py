@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from audit.data.base import Kind
+from audit.explain import deep_steps
 from audit.explain.base import Explainer, Question, Raw
 from audit.explain.deep_graph import why_not_deep
+from audit.model.graph import Graph
 from audit.model.wrapper import Model
 
 
@@ -27,7 +29,7 @@ class DeepSHAP(Explainer):
 
     def unsuited(self, model: Model, x: Tensor, kind: Kind) -> str | None:  # noqa: ARG002
         """Return what in the graph shap would get wrong, or None."""
-        return why_not_deep(model)
+        return deep_steps.why_not_deep(model, x) if isinstance(model.module, Graph) else why_not_deep(model)
 
     def attribute(self, question: Question) -> Raw:
         """Explain in batches, on a copy of the network: shap writes to the modules that it looks at."""
@@ -36,6 +38,8 @@ class DeepSHAP(Explainer):
         if question.output == "probabilities":
             raise ValueError("Deep SHAP explains logits: give output='logits'")
         network = _Copy(question.model).to(question.x.device).eval()
+        if isinstance(network.network, Graph):
+            deep_steps.dress(question.model, network.network, question.x)
         values = np.zeros(tuple(question.x.shape))
         model, background = question.model, question.background
         size = max(1, model.batch_size.current // len(background))

@@ -519,7 +519,10 @@ def test_sample_inputs_are_never_opened(mlp, tmp_path):
     torch.save(Bomb(), stream)
     found = members(mlp)
     name = next(name for name in found if name.endswith("sample_inputs/model.pt"))
-    assert pt2.load(packed({**found, name: stream.getvalue()}), "m.pt2", "")
+    hostile = packed({**found, name: stream.getvalue()})
+    assert pt2.load(hostile, "m.pt2", "")
+    assert pt2.describe(mlp, "m.pt2").executes == ()
+    assert any("posix.system" in said for said in pt2.describe(hostile, "m.pt2").executes)
     # As weights it is opened, by the reader that runs nothing.
     found[next(name for name in found if name.endswith("weight_0"))] = stream.getvalue()
 

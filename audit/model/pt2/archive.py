@@ -33,23 +33,12 @@ SMALL = {
 # Texts that a user put beside the program. Their names tell nothing to run; torch hands them over as text.
 EXTRA = re.compile(r"extra/[A-Za-z0-9_][A-Za-z0-9_./\- ]{0,199}")
 CODE = (
-    ".so",
-    ".py",
-    ".pyc",
-    ".pyd",
-    ".dll",
-    ".dylib",
-    ".pt",
-    ".pkl",
-    ".pickle",
-    ".pte",
-    ".sh",
-    ".exe",
-    ".zip",
-    ".cubin",
-    ".cpp",
+    *(".so", ".dll", ".dylib", ".exe", ".sh", ".cpp", ".cubin"),
+    *(".py", ".pyc", ".pyd", ".pt", ".pkl", ".pickle", ".pte", ".zip"),
 )
 OLD = {"serialized_exported_program.json", "serialized_state_dict.pt", "serialized_state_dict.json"}
+
+LOCAL_HEADER = 30  # bytes before a member's name
 
 
 class Archive:
@@ -118,12 +107,23 @@ class Archive:
         member = self.members.get(name)
         return -1 if member is None else member.file_size
 
+    def begins_as_pickle(self, name: str) -> bool:
+        """Tell whether a member is a file of ``torch.save``, or named as one, so that torch would unpickle it."""
+        if name.endswith(".pt"):
+            return True
+        start = self.members[name].header_offset
+        head = self._content[start : start + LOCAL_HEADER]
+        body = start + LOCAL_HEADER + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        return self._content[body : body + 4] == b"PK\x03\x04"
+
     def _stored(self, member: zipfile.ZipInfo) -> bytearray:
         # Cut out of the file, so that no second copy is made; archives may be saved without checksums.
-        head = self._content[member.header_offset : member.header_offset + 30]
+        head = self._content[member.header_offset : member.header_offset + LOCAL_HEADER]
         if head[:4] != b"PK\x03\x04" or member.flag_bits & 1 or member.compress_size != member.file_size:
             raise ValueError("its header is not what the archive's list says")
-        start = member.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        start = (
+            member.header_offset + LOCAL_HEADER + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        )
         found = bytearray(memoryview(self._content)[start : start + member.file_size])
         if len(found) != member.file_size:
             raise ValueError("it ends before its last byte")

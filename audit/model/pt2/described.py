@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from audit.errors import ModelError
+from audit.model import pickled
 from audit.model.description import Description, Layer, Port
 from audit.model.pt2 import operators, schema, weights
 from audit.model.pt2.archive import Archive
@@ -12,20 +14,25 @@ from audit.model.pt2.weights import Held
 
 FORMAT = "torch.export program"
 MAX_PROGRAM = 64 * 2**20
+# torch writes them for a sample that is a tensor; whatever they are made to call is named beside them.
+ORDINARY = ("torch._tensor._rebuild_from_type_v2", "torch.Tensor")
 
 
 def described(content: bytes, source: str) -> Description:
     """Return what the file says of itself, and why it is not loaded where it is not."""
     program: Program | None = None
     held: Held | None = None
-    refused, executes = "", ""
+    refused = ""
+    executes: list[str] = []
     try:
         archive = Archive(content, source)
+        executes += _in_pickles(archive)
         program = schema.program(archive.read(f"models/{archive.model}.json", MAX_PROGRAM))
         held = weights.read(archive, numbers=False)
         build(program, held)
     except Executes as problem:
-        refused = executes = f"it {problem}"
+        refused = f"it {problem}"
+        executes.append(refused)
     except Problem as problem:
         refused = f"it {problem}"
     return Description(
@@ -34,10 +41,24 @@ def described(content: bytes, source: str) -> Description:
         parameters=_parameters(program, held) if program and held else None,
         inputs=_inputs(program) if program else (),
         outputs=_outputs(program) if program else (),
-        executes=(executes,) if executes else (),
+        executes=tuple(executes),
         refused=refused,
         notes=_notes(program) if program else (),
     )
+
+
+def _in_pickles(archive: Archive) -> list[str]:
+    """List what torch's loader would call for the pickles in the archive, sample inputs included, which we never read."""
+    found: list[str] = []
+    for name in archive.members:
+        if not name.startswith("data/") or name.endswith(".json") or not archive.begins_as_pickle(name):
+            continue
+        try:
+            asked = pickled.describe(bytes(archive.read(name, MAX_PROGRAM)), name).executes
+        except (ModelError, Problem) as problem:
+            asked = (f"what is in it: {short(str(problem))}",)
+        found += [f"{short(name)}: {said}" for said in asked if said not in ORDINARY]
+    return found
 
 
 def _notes(program: Program) -> tuple[str, ...]:
