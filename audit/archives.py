@@ -107,7 +107,8 @@ def _check_end(content: bytes, start: int, listed: int) -> None:
 
 def _check_members(content: bytes, members: list[zipfile.ZipInfo], start: int) -> None:
     """Check that the members stand one behind another, and that their own headers say what the directory says."""
-    position, slack = 0, (0,)
+    position = 0
+    slack: tuple[int, ...] = (0,)
     for member in sorted(members, key=lambda member: member.header_offset):
         at = member.header_offset
         if at - position not in slack:

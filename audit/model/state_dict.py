@@ -17,6 +17,7 @@ CONTAINERS = ("state_dict", "model_state_dict", "model_state", "model", "net", "
 PREFIXES = ("module.", "model.", "net.", "network.")
 COMPILED = "_orig_mod."
 MOST_NESTED = 8
+MOST_SHOWN = 100  # characters of a name in a message
 UNUSED_IN_EVALUATION = ".num_batches_tracked"  # counts training batches; files older than torch 0.4.1 lack it
 
 
@@ -47,7 +48,9 @@ def strip_prefixes(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     ``model.`` (Lightning) and the like are left to `fill`, since a network may really have a child of that name.
     """
     weights = {name.replace(COMPILED, ""): tensor for name, tensor in weights.items()}
-    while weights and all(name.startswith("module.") for name in weights):
+    for _ in range(MOST_NESTED):  # a name of a million of them would be copied as often
+        if not weights or not all(name.startswith("module.") for name in weights):
+            break
         weights = {name.removeprefix("module."): tensor for name, tensor in weights.items()}
     return weights
 
@@ -65,13 +68,13 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str, arch: str) 
     missing = _missing(expected, weights)
     unexpected = sorted(set(weights) - set(expected))
     misshapen = [
-        f"{name} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
+        f"{name[:MOST_SHOWN]} {tuple(weights[name].shape)} instead of {tuple(expected[name].shape)}"
         for name in expected
         if name in weights and weights[name].shape != expected[name].shape
     ]
     if missing or unexpected or misshapen:
         parts = [
-            f"{label} {len(names)} ({', '.join(names[:5])}{', …' if len(names) > 5 else ''})"
+            f"{label} {len(names)} ({', '.join(name[:MOST_SHOWN] for name in names[:5])}{', …' if len(names) > 5 else ''})"
             for label, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
             if names
         ]
@@ -85,7 +88,7 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str, arch: str) 
 
 def summary(weights: Mapping[str, Tensor]) -> str:
     """Describe weights in a few words: their number and the first ones with shapes."""
-    first = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(weights.items())[:3])
+    first = ", ".join(f"{name[:MOST_SHOWN]} {tuple(tensor.shape)}" for name, tensor in list(weights.items())[:3])
     return f"{len(weights)} tensors: {first}{', …' if len(weights) > 3 else ''}"
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from audit.model.pickled import names
-from audit.model.pickled.records import MAX_PICKLE, Blocked, Cut, Damaged, Name, Parameter, Seen, Storage, Unpickler
+from audit.model.pickled.records import MAX_PICKLE, Allowance, Blocked, Cut, Damaged, Name, Parameter, Seen, Storage, Unpickler
 
 MAGIC = 0x1950A86A20F9469CFC6C  # first object of the plain stream: torch.serialization.MAGIC_NUMBER
 
@@ -38,6 +38,8 @@ class Saved:
         The bytes.
     refuse
         Called with each name, and whether it is called; raises `Blocked`.
+    allowance
+        What reading it may take, where it is one of several files in a file.
 
     Raises
     ------
@@ -47,8 +49,11 @@ class Saved:
         The file is truncated, damaged, or not what ``torch.save`` writes.
     """
 
-    def __init__(self, file: bytes, refuse: Callable[[Name, bool], None] = names.check) -> None:
+    def __init__(
+        self, file: bytes, refuse: Callable[[Name, bool], None] = names.check, allowance: Allowance | None = None
+    ) -> None:
         self.seen = Seen()
+        self._allowance = Allowance() if allowance is None else allowance
         self._refuse = refuse
         self._storages: dict[str, Tensor] = {}
         self._find: Callable[[Storage], bytearray]
@@ -98,7 +103,7 @@ class Saved:
             raise Damaged(str(error)) from None
 
     def _unpickler(self, stream: io.BytesIO) -> Unpickler:
-        return Unpickler(stream, self._refuse, self.seen)
+        return Unpickler(stream, self._refuse, self.seen, self._allowance)
 
     def _open_zip(self, file: bytes) -> Any:
         archive = zipfile.ZipFile(io.BytesIO(file))  # stays open: to read its directory anew for each storage would take long

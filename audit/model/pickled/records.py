@@ -17,6 +17,11 @@ import torch
 # Numbers stand beside the pickle, which has about 100 bytes and 51 reads a tensor: enough for some 39,000 tensors.
 MAX_PICKLE = 32 * 2**20
 MAX_READS = 2_000_000
+# Members of lists and tuples that calls are handed: each call may be handed the same long list again.
+MAX_HANDED = 2_000_000
+MAX_NAME = 500  # characters of the name of a class with its module
+MAX_KEY = 16  # members of a tuple that is a key
+MAX_INTEGER = 2**60  # of a key: Python gives many integers above this one and the same hash
 HUGE = 2**31
 
 STORAGES = {
@@ -102,7 +107,7 @@ class Parameter:
     plain: bool = True
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Made:
     """Stands for an object that is not built: what it would be made of.
 
@@ -122,6 +127,10 @@ class Made:
     state: Any = None
     items: PlainDict | None = None
 
+    def __repr__(self) -> str:
+        # Not what it holds: records in records in records, each twice, take exponential time to write.
+        return f"<{self.name}>"
+
     def __setitem__(self, key: Any, value: Any) -> None:
         if self.items is None:
             self.items = PlainDict()
@@ -135,7 +144,10 @@ class Made:
 
 
 class PlainDict(dict[Any, Any]):
-    """A dict whose keys are plain: nested tuples as keys would take exponential time to hash."""
+    """A dict whose keys are plain: nested tuples as keys would take exponential time to hash, and alike hashes quadratic time.
+
+    The numbers in a key that is a tuple become text, whose hash nobody can foresee.
+    """
 
     __slots__ = ()
 
@@ -146,6 +158,8 @@ class PlainDict(dict[Any, Any]):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         _check_key(key, "a dictionary key")
+        if isinstance(key, tuple):
+            key = tuple(str(part) if isinstance(part, int | float) else part for part in key)
         super().__setitem__(key, value)
 
 
@@ -169,6 +183,8 @@ def _check_key(key: Any, what: str) -> None:
     parts = key if isinstance(key, tuple) else (key,)
     if not all(part is None or isinstance(part, str | bytes | int | float | Name | Made) for part in parts):
         raise Damaged(f"{what} is neither text nor a number")
+    if len(parts) > MAX_KEY or any(isinstance(part, int) and abs(part) > MAX_INTEGER for part in parts):
+        raise Damaged(f"{what} has more than {MAX_KEY} members, or a number above 2**60")
 
 
 @dataclass(slots=True)
@@ -214,11 +230,20 @@ CALLED: dict[str, Any] = {
 _PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 
 
+@dataclass(slots=True)
+class Allowance:
+    """What all pickles of a file together may still take: bytes, reads, and members of lists that are handed to calls."""
+
+    bytes: int = MAX_PICKLE
+    reads: int = MAX_READS
+    handed: int = MAX_HANDED
+
+
 class _Counted:
     """A file that is read at most so often and so far: each operation of a pickle takes memory, be it one byte long."""
 
-    def __init__(self, stream: io.BytesIO) -> None:
-        self.stream, self.bytes, self.reads = stream, MAX_PICKLE, MAX_READS
+    def __init__(self, stream: io.BytesIO, allowance: Allowance) -> None:
+        self.stream, self.allowance = stream, allowance
 
     def read(self, n: int = -1) -> bytes:
         return self._count(self.stream.read(n))
@@ -227,9 +252,9 @@ class _Counted:
         return self._count(self.stream.readline())
 
     def _count(self, data: bytes) -> bytes:
-        self.bytes -= len(data)
-        self.reads -= 1
-        if self.bytes < 0 or self.reads < 0:
+        self.allowance.bytes -= len(data)
+        self.allowance.reads -= 1
+        if self.allowance.bytes < 0 or self.allowance.reads < 0:
             raise Damaged(f"its pickle has more than {MAX_PICKLE:,} bytes or about {MAX_READS // 2:,} operations")
         return data
 
@@ -252,16 +277,23 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
     ----------
     refuse
         Called with each name as it is mentioned, and with whether it is called; raises `Blocked` to stop.
+    allowance
+        What it may take, less what it took when it is read.
     """
 
-    def __init__(self, stream: io.BytesIO, refuse: Any, seen: Seen | None = None) -> None:
-        super().__init__(_Counted(stream), encoding="utf-8", errors="surrogateescape")
+    def __init__(
+        self, stream: io.BytesIO, refuse: Any, seen: Seen | None = None, allowance: Allowance | None = None
+    ) -> None:
+        self.allowance = Allowance() if allowance is None else allowance
+        super().__init__(_Counted(stream, self.allowance), encoding="utf-8", errors="surrogateescape")
         self.storages: dict[str, Storage] = {}
         self.refuse = refuse
         self.seen = Seen() if seen is None else seen
 
     def find_class(self, module: str, name: str) -> Any:
         """Return the record of a name."""
+        if len(module) + len(name) > MAX_NAME:
+            raise Damaged(f"it names something in {len(module) + len(name):,} characters")
         found = Name(_PYTHON_2.get(module, module), name)
         if module in ("torch", "torch.cuda", "torch.storage") and name in STORAGES:
             return StorageType(STORAGES[name])
@@ -272,6 +304,8 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
 
     def persistent_load(self, pid: Any) -> Storage | Name:
         """Return the storage, or the class with its source, that an id of ``torch.save`` names."""
+        if not isinstance(pid, tuple) or not 1 <= len(pid) <= 6:
+            raise Damaged("it refers to something else than a storage")
         kind, *rest = pid
         if kind in ("module", b"module") and len(rest) == 3 and isinstance(rest[0], Name):
             return rest[0]  # before torch 1.6 the source of a class of one's own stood beside it: its text is not looked at
@@ -300,6 +334,10 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
         name = self.stack[-1]
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
             raise Damaged("it calls something that is not a name")
+        self.allowance.handed -= len(arguments)
+        self.allowance.handed -= sum(len(part) for part in arguments if isinstance(part, list | tuple | dict | str | bytes))
+        if self.allowance.handed < 0:
+            raise Damaged(f"its pickle hands more than {MAX_HANDED:,} values to calls")
         if name.full in CALLED:
             self.stack[-1] = CALLED[name.full](*arguments)
             return

@@ -5,6 +5,7 @@ Every key and every type is checked; a key that is not known here refuses the fi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from audit.model.pt2 import shapes, strict_json
-from audit.model.pt2.problems import Problem, short
+from audit.model.pt2.problems import Executes, Problem, short
 
 MAJOR = 8
 # A recurrent network of 100 steps, two layers and two directions has 8,000 once it is decomposed.
@@ -20,6 +21,10 @@ MAX_NODES = 10_000
 MAX_DIMENSIONS = 16
 MAX_LIST = 4096
 MAX_NAME = 500
+# A condition on the shapes of the inputs, as torch writes it: arithmetic on L['x'].size()[0].
+CONDITION = re.compile(
+    r"(?:[\s()\[\]+\-*/%<>=!&|,]|\d++|\bL\b|'\w{1,100}'|\.(?:size|stride|storage_offset)\(\)|\b(?:and|or|not|Max|Min|True|False)\b)*+"
+)
 LARGEST = 2**63 - 1
 
 DTYPES = {
@@ -121,6 +126,7 @@ def program(raw: bytes | bytearray) -> Program:
         "graph_module opset_version range_constraints schema_version",
         "verifiers torch_version guards_code dialect example_inputs",
     )
+    _conditions(found.get("guards_code"))
     version = fields(found["schema_version"], "schema version", "major minor")
     if version["major"] != MAJOR:
         raise Problem(
@@ -155,6 +161,15 @@ def program(raw: bytes | bytearray) -> Program:
         ranges={key: _range(value) for key, value in mapped(found["range_constraints"], "ranges").items()},
         torch_version=text(found.get("torch_version", ""), "torch version"),
     )
+
+
+def _conditions(value: Any) -> None:
+    """Refuse conditions that are more than arithmetic: they are not used here, and torch evaluates them."""
+    for condition in listed(value or [], "conditions"):
+        if not isinstance(condition, str) or not CONDITION.fullmatch(condition):
+            raise Executes(
+                f"has a condition that is no arithmetic, and that torch would evaluate as Python: {short(condition)}"
+            )
 
 
 def tensor_meta(value: Any) -> TensorMeta:
