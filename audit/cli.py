@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 import traceback
@@ -211,9 +212,9 @@ def harden(
     data: Data = None,
     reference: Reference = None,
     config: ConfigFile = None,
-    out: Annotated[Path, typer.Option(help="Folder for hardened.pt, the report, and both audits.", rich_help_panel=RUN)] = Path(
-        "audit-harden"
-    ),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the hardened network, the report, and both audits.", rich_help_panel=RUN)
+    ] = Path("audit-harden"),
     method: Annotated[str | None, typer.Option(help="trades or pgd; unstated: trades.", rich_help_panel=TRAINING)] = None,
     norm: Annotated[str | None, typer.Option(help="linf or l2.", rich_help_panel=TRAINING)] = None,
     eps: Annotated[
@@ -422,7 +423,8 @@ def inspect(
     from audit import inspecting
 
     found = inspecting.inspect(file)
-    _write(json.dumps(found.to_dict(), indent=1) if as_json else found.text(everything=everything))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # whole lines for grep and files
+    _write(json.dumps(found.to_dict(), indent=1) if as_json else found.text(everything=everything, width=width))
     raise typer.Exit(found.exit_code)
 
 

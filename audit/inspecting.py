@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,9 +101,10 @@ class Inspected:
         """Return everything as plain values, as ``--json`` prints it; the strings of the file are as they stand in it."""
         return {**asdict(self), "loads": self.loads}
 
-    def text(self, *, everything: bool = False) -> str:
-        """Return the text for a terminal; long tables are cut unless `everything` is asked for."""
-        return "\n".join(_lines(self, everything))
+    def text(self, *, everything: bool = False, width: int | None = None) -> str:
+        """Return the text for a terminal; tables are cut unless `everything` is asked for, sentences wrapped to `width`."""
+        lines = _lines(self, everything)
+        return "\n".join(lines if width is None else _wrapped(lines, max(width, 40)))
 
     def __str__(self) -> str:
         return self.text()
@@ -231,18 +233,26 @@ def _lines(found: Inspected, everything: bool) -> list[str]:
     return lines
 
 
+def _wrapped(lines: list[str], width: int) -> list[str]:
+    """Wrap sentences between words; tables and the lines to copy stay as they are."""
+    wrapped: list[str] = []
+    for line in lines:
+        sentence = line.startswith(("  audit ", "  note: "))
+        parts = textwrap.wrap(line, width, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
+        wrapped += parts if sentence else [line]
+    return wrapped
+
+
 def _table(found: Inspected, everything: bool) -> list[str]:
     if not found.layers:
         return []
     shown = _cut(found.layers, everything)
     rows = [(*map(_clip, (row.name, row.kind, row.detail), WIDE if everything else WIDTHS), _count(row)) for row in shown]
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
+    names, kinds, counts = (max(len(row[i]) for row in rows) for i in (0, 1, 3))
+    counts += 2 if counts else 0  # the detail, which may be long, stands last: where it is wrapped, the columns stay
     what = {"model": "tensors" if all(row.kind == "tensor" for row in shown) else "layers", "data": "holds"}[found.what]
     lines = [f"  {what} ({len(found.layers):,})"]
-    lines += [
-        f"    {name:<{widths[0]}}  {kind:<{widths[1]}}  {detail:<{widths[2]}}  {count:>{widths[3]}}".rstrip()
-        for name, kind, detail, count in rows
-    ]
+    lines += [f"    {name:<{names}}  {kind:<{kinds}}{count:>{counts}}  {detail}".rstrip() for name, kind, detail, count in rows]
     return [*lines, *_more(found.layers, shown)]
 
 

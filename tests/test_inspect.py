@@ -20,6 +20,7 @@ from torch import nn
 import audit
 from audit import cli
 from audit.errors import DataError, ModelError
+from audit.model.description import Layer
 from tests import hostile, realdata
 
 
@@ -172,6 +173,7 @@ def test_a_hostile_file_name_comes_out_harmless(call, weights):
         (b"<!doctype html>", "web page"),
         (b"\x7fELF" + bytes(100), "not a model file"),
         (hostile.zipped({"a.txt": b"b"}), "not one that torch.save wrote"),
+        (b"import torch", "safetensors, torch.save, .pt2, ONNX, TorchScript"),
     ],
 )
 def test_what_is_no_model_is_3(call, tmp_path, content, word):
@@ -179,6 +181,25 @@ def test_what_is_no_model_is_3(call, tmp_path, content, word):
     code, out, err = call("inspect", tmp_path / "odd.pt")
     assert (code, out) == (3, "")
     assert word in err
+
+
+def test_sentences_are_wrapped_and_lines_to_copy_are_not():
+    said = audit.inspecting.Inspected(
+        *("m.pt", "model", "pickle", 5, "0" * 64), refused="it asks for " + "more " * 30, trusting="audit run " + "m" * 90
+    )
+    lines = said.text(width=80).splitlines()
+    assert max(len(line) for line in lines if "m" * 90 not in line and "--expect" not in line) <= 80
+    assert [line for line in lines if line.startswith("    more")]
+    assert f"    {said.trusting}" in lines
+    assert " ".join(said.text().split()) == " ".join(said.text(width=80).split())
+
+
+def test_a_long_detail_leaves_the_columns_as_they_are():
+    rows = (Layer("0", "Conv2d", "weight " * 9, 160), Layer("a.long.name", "ReLU", ""), Layer("2", "Linear", "bias 10", 2570))
+    text = audit.inspecting.Inspected("m.pt", "model", "pickled module", 5, "0" * 64, layers=rows).text()
+    first, middle, last = (line for line in text.splitlines() if " Conv2d " in line or "ReLU" in line or " Linear " in line)
+    assert first.index("160") + 3 == last.index("2,570") + 5 < 40
+    assert middle == "    a.long.name  ReLU"
 
 
 def test_a_damaged_file_is_still_named(call, weights):

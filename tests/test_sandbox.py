@@ -40,6 +40,9 @@ ATTEMPTS = """
     def remove_outside(): os.unlink(place + "/removed.txt")
     def rename_outside(): os.rename(place + "/renamed.txt", out + "/renamed.txt")
     def change_mode(): os.chmod(place + "/kept.txt", 0o777)
+    def make_a_file_that_runs_as_its_owner():
+        os.close(os.open(out + "/set-id", os.O_WRONLY | os.O_CREAT, 0o4755))
+        assert os.stat(out + "/set-id").st_mode & 0o4000
     def change_times(): os.utime(place + "/kept.txt", (1, 1))
     def make_a_link(): os.symlink(place, out + "/link")
     def make_a_hard_link(): os.link(place + "/home/.ssh/id_rsa", out + "/hard")
@@ -186,7 +189,7 @@ def still_beats(out: Path) -> bool:
     return (out / "beats.txt").exists() and (out / "beats.txt").stat().st_size > before
 
 
-LIVE = 26  # attempts in the text above
+LIVE = 27  # attempts in the text above
 
 
 @needs_walls

@@ -74,7 +74,10 @@ def trainee_of(model: Model) -> Trainee:
             "and convert it back after"
         )
     try:
-        module = copy.deepcopy(model.module)
+        with torch.no_grad():  # else TorchScript's copies are results of the given parameters, which no optimiser takes
+            module = copy.deepcopy(model.module)
+        for parameter, given in zip(module.parameters(), model.module.parameters(), strict=True):
+            parameter.requires_grad_(given.requires_grad)  # TorchScript's copies are frozen
     except Exception as error:
         raise ModelError(
             f"the network cannot be copied, so it cannot be trained without changing it: {type(error).__name__}: {error}"

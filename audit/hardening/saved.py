@@ -52,8 +52,9 @@ def saved(hardened: Model, given: Model) -> Saved:
         return whole
     content = _torch_saved(hardened.module.state_dict())
     _check_weights(content, hardened, given)
-    alone = isinstance(given.module, Graph) or given.origin.format == PICKLED_MODULE
-    opens = "its weights alone: the given file could not be written with others" if alone else "loads with the same --arch"
+    trusted = given.origin.trusted and not given.origin.arch_sha256
+    alone = isinstance(given.module, Graph) or given.origin.format == PICKLED_MODULE or trusted
+    opens = "its weights alone: they need --arch FILE.py:FACTORY" if alone else "loads with the same --arch"
     return Saved(f"{NAME}.pt", content, "torch-zip", opens)
 
 

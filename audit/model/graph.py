@@ -18,6 +18,9 @@ from torch import Tensor, nn
 # One value of one sample: 256 MiB in float32. Larger ones are made by files that mean to exhaust the machine.
 MOST_NUMBERS = 2**26
 
+# Modules that weights stand in: as many as an honest network has weights. Each takes 2 kB and 50 µs, whatever its weights do.
+MOST_MODULES = 30_000
+
 # True while only shapes are computed, on the meta device: constants of a file then need no memory either.
 only_shapes: ContextVar[bool] = ContextVar("only_shapes", default=False)
 
@@ -111,6 +114,7 @@ class Graph(nn.Module):
         super().__init__()
         self.inputs, self.output = tuple(inputs), output
         self.weights = nn.Module()
+        self._modules_left = MOST_MODULES
         self.steps = nn.ModuleList(steps)
         for name, tensor in tensors.items():
             self._register(name, tensor, persistent=name not in transient)
@@ -193,6 +197,9 @@ class Graph(nn.Module):
             if part not in holder._modules:
                 if not part.strip() or hasattr(holder, part):
                     raise ValueError(f"a weight is named {name!r}, which no module can hold")
+                self._modules_left -= 1
+                if self._modules_left < 0:
+                    raise ValueError(f"its weights stand in more than {MOST_MODULES:,} modules")
                 holder.add_module(part, nn.Module())
             holder = holder._modules[part]  # type: ignore[assignment]
         if not last or hasattr(holder, last):
@@ -231,15 +238,37 @@ class Graph(nn.Module):
         return [tuple(names) for names in drops]
 
 
+def only_looks(func: Any, args: Sequence[Any], returned: Any) -> bool:
+    """Tell whether one of torch's operations makes nothing: it returns a view, no larger than what it is a view of.
+
+    The transpose of a weight may so have more than `MOST_NUMBERS`: the first linear layer of VGG-16 has 102,760,448.
+    """
+    given = next((argument for argument in args if isinstance(argument, Tensor)), None)
+    return (
+        getattr(func, "is_view", False)
+        and isinstance(given, Tensor)
+        and isinstance(returned, Tensor)
+        and returned.numel() <= given.numel()
+    )
+
+
 def check_size(kind: str, returned: Any) -> int:
-    """Return how many numbers the largest tensor in what a step returned has; raise `TooLarge` above `MOST_NUMBERS`."""
+    """Return how many numbers the largest tensor that a step made has; raise `TooLarge` above `MOST_NUMBERS`.
+
+    What is a view, and no larger than what it is a view of, was not made.
+    """
     tensors = [
         value for value in (returned if isinstance(returned, tuple | list) else (returned,)) if isinstance(value, Tensor)
     ]
-    most = max((tensor.numel() for tensor in tensors), default=0)
+    most = max((tensor.numel() for tensor in tensors if not _is_part(tensor)), default=0)
     if most > MOST_NUMBERS or len(tensors) > 4096:
         raise TooLarge(f"the step {kind} makes {most:,} numbers from one sample, at most {MOST_NUMBERS:,} are computed")
     return most
+
+
+def _is_part(tensor: Tensor) -> bool:
+    base = tensor._base
+    return base is not None and tensor.numel() <= base.numel()
 
 
 def _refs(arguments: Sequence[Any]) -> Iterator[Ref]:

@@ -25,7 +25,7 @@ from audit.model.description import Description
 from audit.model.graph import Graph
 from audit.model.wrapper import Model, Origin
 
-MAX_RATIO = 100  # torch stores tensors uncompressed; real checkpoints that were zipped again reach about 3
+MAX_RATIO = 20  # torch stores tensors uncompressed; real checkpoints that were zipped again reach about 3, pruned ones 10
 
 WAYS_ON = (
     "save the weights (torch.save(model.state_dict(), 'weights.pt')) and give --arch FILE.py:FACTORY, "
@@ -200,7 +200,7 @@ def _format(path: Path, content: bytes) -> str:
     if path.suffix == ".onnx" or (content[:1] == b"\x08" and b"onnx" in content[:4096].lower()):
         return "onnx"
     raise ModelError(
-        f"{path} is not a model file that audit knows (safetensors, or a state dict saved by torch.save): "
+        f"{path} is not a model file that audit knows (safetensors, torch.save, .pt2, ONNX, TorchScript): "
         f"it begins with {content[:8]!r}"
     )
 
@@ -219,7 +219,7 @@ def _zip_format(path: Path, content: bytes) -> str:
         return "torch-zip"
     if any(name.endswith(".npy") for name in names):
         raise ModelError(f"{path} is a NumPy archive, not a model: did you mean --data?")
-    raise ModelError(f"{path} is a zip archive, but not one that torch.save wrote")
+    raise ModelError(f"{path} is a zip archive, but not one that torch.save wrote to its end: copy or save it again")
 
 
 def _fill(weights: dict[str, Any], arch: Arch | None, source: str) -> nn.Module:

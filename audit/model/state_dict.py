@@ -74,7 +74,7 @@ def fill(module: nn.Module, weights: dict[str, Tensor], source: str, arch: str) 
     ]
     if missing or unexpected or misshapen:
         parts = [
-            f"{label} {len(names)} ({', '.join(name[:MOST_SHOWN] for name in names[:5])}{', …' if len(names) > 5 else ''})"
+            f"{label} {len(names)} ({', '.join(name[: 2 * MOST_SHOWN] for name in names[:5])}{', …' if len(names) > 5 else ''})"
             for label, names in (("missing", missing), ("unexpected", unexpected), ("wrong shape", misshapen))
             if names
         ]

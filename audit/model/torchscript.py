@@ -29,6 +29,7 @@ MOST_LINE = 2000  # characters of a line that are searched
 MOST_LISTED = 1000  # entries of each list of the description
 MOST_STEPS = 20_000  # down the tree of modules, which hostile classes make a thicket of
 MOST_DEPTH = 50
+MOST_NAME = 200  # characters of a module's or a layer's name: each class and each layer below it repeats it
 
 # Operators of torch that open a file that the program names: aten::from_file maps one into memory, and creates or extends it
 # when it is asked to share it; aten::save writes one.
@@ -116,7 +117,7 @@ def _search(content: bytes, members: list[zipfile.ZipInfo], source: str) -> _Cod
 
 
 def _module_name(path: str) -> str:
-    return path.rpartition("code/")[2].removesuffix(".py").replace("/", ".")
+    return path.rpartition("code/")[2].removesuffix(".py").replace("/", ".")[:MOST_NAME]
 
 
 def _search_text(text: str, module: str, code: _Code) -> None:
@@ -174,11 +175,11 @@ def _layers(classes: dict[str, _Class]) -> Iterator[Layer]:
         each = classes.get(kind)
         if name and (each is None or not each.parts):
             shown += 1
-            yield Layer(name[:200], kind.rpartition(".")[2], _detail(each))
+            yield Layer(name, kind.rpartition(".")[2], _detail(each))
         if each is None or kind in above or len(above) > MOST_DEPTH:
             continue
         parts = each.parts[: MOST_LISTED - shown]
-        stack += [(f"{name}.{part}" if name else part, inner, above | {kind}) for part, inner in reversed(parts)]
+        stack += [(f"{name}.{part}".lstrip(".")[:MOST_NAME], inner, above | {kind}) for part, inner in reversed(parts)]
         del stack[:-MOST_STEPS]
 
 
@@ -187,4 +188,4 @@ def _detail(each: _Class | None) -> str:
         return ""
     sizes = [each.sizes[name] for name in _SIZES if name in each.sizes]
     kernel = each.sizes.get("kernel_size")
-    return " → ".join(sizes) + (f", kernel {kernel}" if kernel else "")
+    return ", ".join(part for part in (" → ".join(sizes), f"kernel {kernel}" if kernel else "") if part)

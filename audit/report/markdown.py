@@ -10,6 +10,7 @@ from audit.result import Result
 
 MAX_ROWS = 40
 MAX_GAPS = 8
+MAX_NOTES = 3  # how samples are laid out, a batch set free
 
 
 def render(result: Result) -> str:
@@ -21,7 +22,7 @@ def render(result: Result) -> str:
         f"# {view.VERDICTS[result.verdict]}",
         markdown(view.sentence(result)),
         f"{markdown(result.model.source, 120)} on {markdown(result.data.source, 120)}, {count(result.data.n)} samples.",
-        *(markdown(sentence, 300) for sentence in view.trust(result)),
+        *(markdown(sentence, 300) for sentence in (*view.trust(result), *result.model.notes[:MAX_NOTES])),
         "## Scorecard",
         "\n".join(_scorecard(result)),
         "## The worst findings",

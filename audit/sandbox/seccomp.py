@@ -121,6 +121,7 @@ FORBIDDEN: dict[str, tuple[int | None, int | None]] = {
 # Calls whose arguments decide.
 CLONE, CLONE3, SOCKETPAIR, IOCTL = (56, 220), (435, 435), (53, 199), (16, 29)
 OPEN, OPENAT, OPENAT2, CREAT, TRUNCATE = (2, None), (257, 56), (437, 437), (85, None), (76, 45)
+MKNOD, MKNODAT = (133, None), (259, 33)
 KILL, TKILL, TGKILL, SIGQUEUE, TGSIGQUEUE = (62, 129), (200, 130), (234, 131), (129, 138), (297, 240)
 PIDFD_SIGNAL, PRLIMIT = (424, 424), (302, 261)
 
@@ -129,6 +130,7 @@ NEW_NAMESPACES = 0x7E020080  # all CLONE_NEW… flags
 TIOCSTI, TIOCLINUX, TIOCSETD, FS_SETFLAGS, FS_SETXATTR = 0x5412, 0x541C, 0x5423, 0x40086602, 0x401C5820
 SOCK_DGRAM, SOCK_KIND = 2, 0xF
 ACCESS_MODE, TRUNCATES = 0o3, 0o1000
+CREATES, SET_ID = 0o20000100, 0o6000  # O_CREAT and the bit of O_TMPFILE, the same on both processors; set-user-ID, set-group-ID
 
 _ARCHES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _X32 = 0x40000000  # calls of x86-64's third kind, which have numbers of their own
@@ -214,19 +216,11 @@ def _program(also: Also, own_pid: int, column: int, arch: int) -> list[Op]:
     judge(SOCKETPAIR, *kind)  # a pair of datagram sockets can be sent on to any other
     asked = (TIOCSTI, TIOCLINUX, TIOCSETD, FS_SETFLAGS, FS_SETXATTR)
     judge(IOCTL, _argument(1), *(op for number in asked for op in ((_EQUAL, 0, 1, number), _refuse())))
-    if also.truncation:
-        for numbers, position in ((OPEN, 1), (OPENAT, 2)):
-            # Opened for writing, a file is covered by the file rules; to empty it, reading is enough.
-            judge(
-                numbers,
-                _argument(position),
-                (_BITS, 0, 4, TRUNCATES),
-                _argument(position),
-                (_AND, 0, 0, ACCESS_MODE),
-                (_EQUAL, 0, 1, 0),
-                _refuse(),
-            )
-        judge(OPENAT2, _refuse(errno.ENOSYS))
+    for numbers, position in ((OPEN, 1), (OPENAT, 2)):
+        judge(numbers, *_creating(position), *(_emptying(position) if also.truncation else ()))
+    judge(OPENAT2, _refuse(errno.ENOSYS))  # its flags stand in memory, too
+    for numbers, position in ((CREAT, 1), (MKNOD, 1), (MKNODAT, 2)):
+        judge(numbers, _argument(position), (_BITS, 0, 1, SET_ID), _refuse())
     if also.signals:
         for numbers in (KILL, TGKILL, SIGQUEUE, TGSIGQUEUE):
             judge(numbers, _argument(0), (_EQUAL, 1, 0, own_pid), _refuse())
@@ -235,6 +229,17 @@ def _program(also: Also, own_pid: int, column: int, arch: int) -> list[Op]:
     if also.limits:
         judge(PRLIMIT, _argument(0), (_EQUAL, 2, 0, 0), (_EQUAL, 1, 0, own_pid), _refuse())
     return [*ops, (_RETURN, 0, 0, _ALLOW)]
+
+
+def _creating(position: int) -> tuple[Op, ...]:
+    """Refuse to make a file that runs with the rights of its owner; the mode follows the flags at `position`."""
+    return (_argument(position), (_BITS, 0, 3, CREATES), _argument(position + 1), (_BITS, 0, 1, SET_ID), _refuse())
+
+
+def _emptying(position: int) -> tuple[Op, ...]:
+    """Refuse to empty a file opened for reading; opened for writing, it is covered by the file rules."""
+    flags = _argument(position)
+    return (flags, (_BITS, 0, 4, TRUNCATES), flags, (_AND, 0, 0, ACCESS_MODE), (_EQUAL, 0, 1, 0), _refuse())
 
 
 def _argument(position: int) -> Op:

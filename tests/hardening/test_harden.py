@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -21,6 +23,7 @@ from audit.hardening import METHODS, HardeningOptions, harden, robust_accuracy
 from audit.hardening.base import learning_rate
 from audit.hardening.network import trainee_of
 from audit.hardening.pgd import AdversarialTraining
+from audit.hardening.saved import saved
 from audit.hardening.validation import split, training_data
 from tests.hardening.nets import WithBatchNorm, bare, bits, digits, trained
 
@@ -121,6 +124,21 @@ def test_a_frozen_layer_is_not_trained_but_a_network_frozen_whole_is(data):
         parameter.requires_grad_(False)
     hardened, _ = harden(network, data, method="pgd", **QUICK)
     assert not torch.equal(hardened.module[1].weight, network[1].weight)
+
+
+def test_a_script_is_copied_and_trained_and_its_weights_are_written(data, tmp_path):
+    network = trained()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        torch.jit.save(torch.jit.script(network), tmp_path / "net.pt")
+    model = audit.Model.load(tmp_path / "net.pt", trust=True)
+    before = bits(model.module)
+    hardened, _ = harden(model, data, method="pgd", **QUICK)
+    assert bits(model.module) == before != bits(hardened.module)
+    file = saved(hardened, model)
+    assert (file.name, file.opens) == ("hardened.pt", "its weights alone: they need --arch FILE.py:FACTORY")
+    network.load_state_dict(torch.load(io.BytesIO(file.content), weights_only=True))
+    assert bits(network) == bits(hardened.module)
 
 
 def test_the_test_part_is_not_seen(data):

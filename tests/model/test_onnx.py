@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 import audit
 from audit.errors import ModelError
+from audit.model import graph
 from audit.model import onnx as reader
 from audit.model.load import load
+from audit.model.onnx import bounded
 from audit.model.onnx.messages import read_model
 from audit.model.onnx.tensors import read_tensor
 from audit.model.onnx.wire import Malformed
@@ -310,6 +312,77 @@ def test_a_network_that_mixes_the_samples_of_a_batch_is_refused(tmp_path: Path, 
         read(path)
 
 
+@pytest.mark.parametrize("saturated", [False, True])
+def test_a_network_that_mixes_little_or_behind_a_saturated_softmax_is_refused(tmp_path: Path, saturated: bool) -> None:
+    # The third random sample is far larger than the first: what changes the first is small beside what comes out of the third.
+    nodes = [node("ReduceMean", "x", "mean", axes=[0]), node("Mul", "mean part", "m"), node("Add", "x m", "h")]
+    nodes += [node("MatMul", "h w", "logits"), node("Add", "logits surely", "z")]
+    nodes += [node("Softmax", "z", "p", axis=-1), node("Identity", "p", "y")] if saturated else [node("Identity", "z", "y")]
+    weights = {"part": np.array(1 if saturated else 1e-3, np.float32), "w": normal(6, 4)}
+    weights["surely"] = np.array([1e4 if saturated else 0, 0, 0, 0], np.float32)
+    with pytest.raises(ModelError, match="mixes the samples of a batch"):
+        read(write(tmp_path / "net.onnx", nodes, ("n", 6), weights, opset=13))
+
+
+@pytest.mark.parametrize("first", ["n", 1, 4])
+def test_a_way_that_random_samples_do_not_prove_is_held_against_real_ones(tmp_path: Path, first: Any) -> None:
+    # Only where a number is exactly zero, as in the background of images, does one sample change another.
+    nodes = [node("Equal", "x zero", "dark"), node("Cast", "dark", "d", to=TensorProto.FLOAT)]
+    nodes += [node("ReduceSum", "d axis", "all", keepdims=1), node("Add", "x all", "h"), node("MatMul", "h w", "y")]
+    weights = {"zero": np.zeros((), np.float32), "axis": whole(0), "w": normal(6, 4)}
+    path = write(tmp_path / "net.onnx", nodes, (first, 6), weights, opset=13)
+    network = read(path)
+    x = np.maximum(normal(7, 6), 0)
+    if first != 1:
+        for _ in range(2):
+            with pytest.raises(ModelError, match="mixes the"):
+                network(torch.from_numpy(x))
+        return
+    expected = np.concatenate([by_onnxruntime(path, x[k : k + 1]) for k in range(7)])
+    np.testing.assert_allclose(network(torch.from_numpy(x)).detach(), expected, atol=1e-5)
+    assert len(network.notes) == 1
+    assert "one sample at a time" in network.notes[0]
+
+
+@pytest.mark.parametrize("first", ["n", 1])
+def test_a_batch_of_one_keeps_its_dimension_where_the_file_squeezes_it_away(tmp_path: Path, first: Any) -> None:
+    nodes = [node("GlobalAveragePool", "x", "pooled"), node("Squeeze", "pooled", "flat"), node("MatMul", "flat w", "y")]
+    network = read(write(tmp_path / "net.onnx", nodes, (first, 3, 4, 4), {"w": normal(3, 4)}, opset=11))
+    x = normal(5, 3, 4, 4)
+    for n in (1, 2, 5):
+        expected = x[:n].mean((2, 3)) @ normal(3, 4)
+        np.testing.assert_allclose(network(torch.from_numpy(x[:n])).detach(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("first", ["n", 2])
+def test_a_network_that_takes_no_sample_alone_takes_it_twice(tmp_path: Path, first: Any) -> None:
+    # ``x.squeeze()`` of a live module, exported with a free batch: Gemm has no matrix where the batch is one.
+    nodes = [node("GlobalAveragePool", "x", "pooled"), node("Squeeze", "pooled", "flat"), node("Gemm", "flat w", "y")]
+    network = read(write(tmp_path / "net.onnx", nodes, (first, 3, 4, 4), {"w": normal(3, 4)}, opset=11))
+    x = torch.from_numpy(normal(5, 3, 4, 4)).requires_grad_(True)
+    for n in (1, 5):
+        expected = x[:n].mean((2, 3)) @ torch.from_numpy(normal(3, 4))
+        torch.testing.assert_close(network(x[:n]), expected, atol=1e-5, rtol=1e-5)
+    (ours,) = torch.autograd.grad(network(x[:1])[:, 0].sum(), x)
+    (theirs,) = torch.autograd.grad(network(x)[0, 0], x)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("rows", [3, 100])
+def test_names_of_classes_in_a_column_of_floats_are_looked_up(tmp_path: Path, rows: int) -> None:
+    # No random number of the trial may be beyond the table, whose length the file's input does not tell.
+    nodes = [node("Gather", "x first", "column", axis=1), node("Cast", "column", "names", to=TensorProto.INT64)]
+    nodes += [node("Gather", "table names", "vectors"), node("Concat", "vectors x", "h", axis=1), node("MatMul", "h w", "y")]
+    weights = {"first": np.array(0, np.int64), "table": normal(rows, 5), "w": normal(8, 4)}
+    path = write(tmp_path / "net.onnx", nodes, ("n", 3), weights)
+    x = normal(7, 3)
+    x[:, 0] = np.arange(7) % rows
+    np.testing.assert_allclose(read(path)(torch.from_numpy(x)).detach(), by_onnxruntime(path, x), atol=1e-5)
+    x[0, 0] = rows
+    with pytest.raises(ModelError, match="out of bounds"):
+        read(path)(torch.from_numpy(x))
+
+
 def test_a_network_without_a_batch_dimension_takes_batches(tmp_path: Path) -> None:
     path = write(tmp_path / "net.onnx", [node("MatMul", "x w", "y")], (6,), {"w": normal(6, 4)}, (4,))
     x = normal(5, 6)
@@ -436,6 +509,30 @@ def test_a_graph_that_contradicts_itself_is_refused(tmp_path: Path, case: str) -
         read(write(tmp_path / "net.onnx", nodes, weights={"w": normal(4)}))
 
 
+def test_the_smallest_whole_number_over_minus_one_does_not_stop_the_process(tmp_path: Path) -> None:
+    nodes = [node("Div", "a b", "q"), node("Cast", "q", "f", to=1), node("Add", "x f", "y")]
+    found = read(write(tmp_path / "net.onnx", nodes, weights={"a": whole(-(2**63)), "b": whole(-1)}))
+    assert torch.isfinite(found(torch.zeros(2, 4))).all()
+
+
+def test_a_network_that_makes_no_numbers_is_no_crash(tmp_path: Path) -> None:
+    nodes = [helper.make_node("Resize", ["x", "", "s"], ["y"], mode="linear")]
+    model = write(tmp_path / "net.onnx", nodes, weights={"s": np.array([1, 1e-40], np.float32)})
+    with contextlib.suppress(ModelError):
+        assert read(model)(torch.zeros(2, 4)).numel() == 0
+
+
+def test_weights_in_more_modules_than_any_network_has_are_refused(tmp_path: Path) -> None:
+    names = [f"m{i}." + "a." * 13 + "w" for i in range(3000)]
+    model = write(
+        tmp_path / "net.onnx",
+        [node("Concat", " ".join(["x", *names]), "y", axis=0)],
+        weights={name: np.zeros((0, 4), np.float32) for name in names},
+    )
+    with pytest.raises(ModelError, match="more than 30,000 modules"):
+        read(model)
+
+
 IMAGE = [node("Reshape", "x s", "r"), node("GlobalAveragePool", "r", "g"), node("Expand", "g t", "e")]
 BOMBS: dict[str, tuple[list[Any], dict[str, np.ndarray]]] = {
     "Expand": ([node("Expand", "x s", "y")], {"s": whole(2**20, 2**20, 1, 4)}),
@@ -488,6 +585,26 @@ def test_a_small_file_cannot_make_large_values(tmp_path: Path, case: str) -> Non
         read(path)
     assert time.monotonic() - before < 3
     assert _peak() - peak < 300 * 2**20
+
+
+@pytest.mark.parametrize("op", ["Gemm", "Transpose"])
+def test_the_transpose_of_a_large_weight_is_no_large_value(tmp_path: Path, monkeypatch: Any, op: str) -> None:
+    # The first linear layer of VGG-16 has more weights than any value may have numbers.
+    for module in (graph, bounded):
+        monkeypatch.setattr(module, "MOST_NUMBERS", 1000)
+    nodes = [node("Gemm", "x w", "y", transB=1)]
+    if op == "Transpose":
+        nodes = [node("Transpose", "w", "turned", perm=[1, 0]), node("MatMul", "x turned", "y")]
+    path = write(tmp_path / "net.onnx", nodes, ("n", 100), {"w": normal(40, 100)})
+    x = normal(3, 100)
+    np.testing.assert_allclose(read(path)(torch.from_numpy(x)).detach(), x @ normal(40, 100).T, atol=1e-4)
+    copied = [node("Transpose", "w", "turned", perm=[1, 0]), node("Neg", "turned", "n"), node("MatMul", "x n", "y")]
+    with pytest.raises(ModelError, match="at most 1,000"):
+        read(write(tmp_path / "net.onnx", copied, ("n", 100), {"w": normal(40, 100)}))
+    repeated = [node("Expand", "w", "many"), node("ReduceSum", "many", "one"), node("Mul", "x one", "y")]
+    repeated[0].input.append("shape")
+    with pytest.raises(ModelError, match="at most 1,000"):
+        read(write(tmp_path / "net.onnx", repeated, ("n", 100), {"w": normal(1, 100), "shape": whole(40, 100)}))
 
 
 def _peak() -> int:

@@ -12,7 +12,9 @@ import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -192,6 +194,10 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "TransformerEncoderLayer, a layer": (lambda: nn.TransformerEncoderLayer(8, 2, 4, activation=nn.ELU(0.2)), SEQUENCE),
     "TransformerEncoderLayer, a function": (
         lambda: nn.TransformerEncoderLayer(8, 2, 4, activation=functional.silu),
+        SEQUENCE,
+    ),
+    "TransformerEncoderLayer, a function of torch's own": (
+        lambda: nn.TransformerEncoderLayer(8, 2, 4, activation=torch.tanh),
         SEQUENCE,
     ),
     "TransformerEncoder": (
@@ -466,6 +472,66 @@ def test_the_weights_in_a_network_of_ones_own_fill_its_architecture(
         assert torch.equal(Model.load(path, arch=Net).logits(x), live(x))
 
 
+class Furnished(Net):
+    """A network that holds what networks of vision libraries hold beside their layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm_layer = partial(nn.LayerNorm, eps=1e-6)  # as torchvision's vision transformers keep it
+        self.squashed = torch.tanh
+        self.reduced = torch.max
+        self.extra = nn.Buffer(torch.randn(3))
+        self.settings = SimpleNamespace(lr=0.1)
+        self.steps = range(3)
+        self.head.weight.no_decay = True  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_what_stands_beside_the_layers_of_a_network_does_not_matter(protocol: int, legacy: bool):
+    live = shaken(Furnished)
+    found = pickled.load(saved(live, legacy, protocol), "f.pt", WAYS, network_wanted=False)
+    assert isinstance(found, dict)
+    assert list(found) == list(live.state_dict())
+    assert all(torch.equal(found[name], tensor) for name, tensor in live.state_dict().items())
+    with pytest.raises(ModelRefused, match=r"test_pickled\.Furnished"):
+        pickled.load(saved(live, legacy, protocol), "f.pt", WAYS, network_wanted=True)
+
+
+def test_what_torch_compile_leaves_on_a_network_does_no_harm():
+    live = shaken(lambda: nn.Sequential(nn.Linear(4, 4), nn.ReLU()))
+    live.__dict__["_is_torch_compile"] = True
+    live[0].weight._dynamo_static_input_type = "unguarded"
+    x = torch.randn(2, 4)
+    identical(rebuilt(live)(x), live(x))
+    identical(rebuilt(nn.DataParallel(live))(x), live(x))
+    live[0].weight.another = "unguarded"
+    with pytest.raises(ModelRefused, match="attributes of its own"):
+        rebuilt(live)
+    del live[0].weight.another
+    live.__dict__["_is_torch_compile"] = "not a flag"
+    with pytest.raises(ModelRefused, match="_is_torch_compile"):
+        rebuilt(live)
+
+
+def test_torch_still_leaves_what_the_reader_lets_by():
+    live = nn.Sequential(nn.Linear(4, 4))
+    compiled = torch.compile(live, backend="eager")
+    compiled(torch.randn(2, 4))
+    assert rebuilt(live)[0].weight.shape == (4, 4)
+    with pytest.raises(ModelRefused, match="_orig_mod"):
+        rebuilt(compiled)
+
+
+def test_buffers_with_attributes_are_buffers():
+    """``nn.LazyBatchNorm1d`` leaves a note on the running statistics that it makes."""
+    live = _quiet(lambda: nn.Sequential(nn.LazyBatchNorm1d(), nn.LazyLinear(3)))
+    live(torch.randn(5, 4))
+    live.eval()
+    x = torch.randn(2, 4)
+    identical(rebuilt(live)(x), live(x))
+
+
 def test_the_weights_in_a_network_are_those_of_its_state_dict():
     live = shaken(Net)
     expected = live.state_dict()
@@ -734,6 +800,89 @@ def test_weights_of_layers_in_themselves_are_refused():
             weights(module)
 
 
+def _text(value: str) -> bytes:
+    return b"X" + len(value).to_bytes(4, "little") + value.encode()
+
+
+def _integer(value: int) -> bytes:
+    raw = value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True)
+    return b"\x8a" + bytes([len(raw)]) + raw
+
+
+def _again(setup: bytes, call: bytes, times: int = 100_000) -> bytes:
+    """Keep what `setup` leaves on the stack and in the memory, and do something with it many times."""
+    return b"\x80\x02" + setup + b"(" + call * times + b"t."
+
+
+def _tensor_of_one() -> bytes:
+    storage = b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + b"K\x01tQ"
+    return b"ctorch._utils\n_rebuild_tensor_v2\n(" + storage + b"K\x00))\x89}tR"
+
+
+def _layer_of(modules: bytes, more: bytes = b"") -> bytes:
+    held = _text("_parameters") + b"}" + _text("_buffers") + b"}" + _text("_modules") + modules + more
+    return b"cown\nLayer\n)\x81}(" + held + b"ub"
+
+
+MANY = b"(" + b"N" * 900_000
+PAIRS = b"]" + b"(" + b"h\x02" * 300_000 + b"e\x85q\x01"
+OWN = b"}q\x010" + _layer_of(b"h\x01") + b"q\x020h\x01("  # a layer whose dict of layers is filled below
+LONG = [_text(letter * 10**5) + b"q" + bytes([place]) + b"0" for place, letter in enumerate("abcdefghijklmnop" * 6)]
+DOUBLED = b"N" + b"".join(b"q%ch%ch%c\x86" % (i, i, i) for i in range(1, 60))
+SHARED: dict[str, bytes] = {
+    "a set of one list": _again(b"cbuiltins\nset\nq\x00]" + MANY + b"e\x85q\x01", b"h\x00h\x01R"),
+    "a size of one list": _again(b"ctorch\nSize\nq\x00]" + MANY + b"e\x85q\x01", b"h\x00h\x01R"),
+    "a dict of one list": _again(_text("k") + b"N\x86q\x02ccollections\nOrderedDict\nq\x00" + PAIRS, b"h\x00h\x01R"),
+    "one tuple of arguments": _again(b"ctorch\ndevice\nq\x00" + MANY + b"tq\x01", b"h\x00h\x01R"),
+    "one long key": b"\x80\x02" + MANY + b"tq\x010}" + b"h\x01Ns" * 150_000 + b".",
+    "keys of one hash": b"\x80\x02}(" + b"".join(_integer(k * (2**61 - 1)) + b"N" for k in range(1, 300_000)) + b"u.",
+    "tuples of one hash": b"\x80\x02}("
+    + b"".join(b"(" + b"".join(_integer(-1 - (i >> k & 1)) for k in range(15)) + b"tN" for i in range(2**15))
+    + b"u.",
+    "one long name of a storage": _again(
+        b"(" + _text("storage") + b"ctorch\nFloatStorage\n" + _text("0") + _text("cpu") + b"K\x05" + b"N" * 900_000 + b"tq\x01",
+        b"h\x01Q",
+    ),
+    "long names of classes": b"\x80\x04" + b"".join(LONG) + b"("
+    + b"".join(b"h%ch%c\x93" % (i, j) for i in range(96) for j in range(96)) + b"t.",
+    "a record as a key": b"\x80\x02}cown\nLayer\n)\x81" + DOUBLED + b"b" + _tensor_of_one() + b"s.",
+    "long text in many keys": b"\x80\x02}" + _text("x" * 10**7) + b"q\x010" + _tensor_of_one() + b"q\x020("
+    + b"".join(b"(" + _text(str(i)) + b"h\x01" * 15 + b"th\x02" for i in range(200)) + b"u.",
+    "prefixes without end": b"\x80\x02}" + _text("module." * 2_000_000) + _tensor_of_one() + b"s.",
+    "layers that share layers": b"\x80\x02" + OWN + b"".join(_text(f"m{i}") + b"h\x02" for i in range(100_000)) + b"u0h\x02.",
+    "layers that share nothing": b"\x80\x02" + OWN
+    + b"".join(_text(f"m{i}") + b"N" for i in range(250_000))
+    + _text("y") + b"h\x02" + _text("z") + b"h\x02u0h\x02.",
+    "layers of long names": b"\x80\x02" + OWN + b"".join(_text(letter * 10**6) + b"h\x02" for letter in "abcdef") + b"u0h\x02.",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", SHARED)
+def test_what_a_pickle_says_once_is_not_done_a_hundred_thousand_times(case: str):
+    content = hostile.zipped({"archive/data.pkl": SHARED[case], "archive/byteorder": b"little", "archive/data/0": bytes(4)})
+    for wanted in (True, False):
+        begun = time.process_time()
+        with contextlib.suppress(ModelError):
+            pickled.load(content, "f.pt", WAYS, network_wanted=wanted)
+        assert time.process_time() - begun < 5
+    begun = time.process_time()
+    with contextlib.suppress(ModelError):
+        pickled.describe(content, "f.pt")
+    assert time.process_time() - begun < 5
+
+
+def test_a_network_whose_layers_share_one_dict_of_nothing_is_refused():
+    """Each layer by itself is in order, and looks at the 200,000 names that all of them share."""
+    network = nn.Sequential(*(nn.Identity() for _ in range(200)))
+    shared = dict.fromkeys(map(str, range(200_000)))
+    for module in network:
+        module.__dict__["_parameters"] = shared
+    begun = time.process_time()
+    with pytest.raises(ModelError, match="attributes, weights and layers in all"):
+        rebuilt(network)
+    assert time.process_time() - begun < 8
+
+
 AMPLIFIERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "padding": (lambda: nn.ConstantPad2d(30_000, 0.0), (1, 2, 2)),
     "convolution": (lambda: nn.Conv2d(1, 1, 1, padding=30_000), (1, 2, 2)),
@@ -794,6 +943,32 @@ def test_weights_are_found_in_lightning_checkpoints():
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
+def test_weights_are_found_beside_what_training_scripts_keep():
+    """A whole optimizer has parameters as keys; Lightning keeps what hydra made, partial classes too."""
+    live = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(live.parameters())
+    live(torch.randn(4, 3)).sum().backward()
+    optimizer.step()
+    hydra = {"optimizer": partial(torch.optim.Adam, lr=0.1), "net": nn.Sequential(nn.Linear(5, 5))}
+    for legacy in (False, True):
+        content = {"state_dict": live.state_dict(), "optimizer": optimizer, "hyper_parameters": hydra, "span": range(3)}
+        found = weights(content, legacy)
+        assert list(found) == ["weight", "bias"]
+        assert torch.equal(found["weight"], live.weight)
+
+
+def test_keys_of_dicts_are_not_written_out():
+    """A record of tuples of tuples takes for ever to write."""
+    pairs = b")" + b"".join(b"q%ch%c\x86" % (n, n) for n in range(40))  # a pair of the pair before, 40 times
+    key = b"cmypackage\nThing\n" + pairs + b"\x85\x81"
+    weight = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
+    weight += b"X\x03\x00\x00\x00cpuK\x01tQK\x00K\x01\x85K\x01\x85\x89}tR"
+    start = time.perf_counter()
+    with contextlib.suppress(ModelError):
+        pickled.load(hostile.torch_zip(b"\x80\x02}" + key + weight + b"s."), "f.pt", WAYS, network_wanted=False)
+    assert time.perf_counter() - start < 2
+
+
 @pytest.mark.parametrize(
     ("program", "name"),
     [
@@ -801,6 +976,14 @@ def test_weights_are_found_in_lightning_checkpoints():
         (b"}X\x01\x00\x00\x00acsubprocess\nPopen\n)\x81}bs.", "subprocess.Popen"),
         (b"cfunctools\npartial\ncbuiltins\neval\n\x85R.", "builtins.eval"),
         (b"cmypackage\nrun\n)R.", "mypackage.run"),
+        (b"cfunctools\npartial\nctorch.hub\nload\n\x85R)R.", "functools.partial"),
+        (b"cbuiltins\ngetattr\nctorch\nhub\nX\x04\x00\x00\x00load\x86R.", "builtins.getattr"),
+        (b"cbuiltins\ngetattr\nctorch._C\n_VariableFunctionsClass\nX\x09\x00\x00\x00from_file\x86R)R.", "torch.from_file"),
+        (
+            b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\n)"
+            b"}X\x07\x00\x00\x00forwardcbuiltins\nprint\nstR.",
+            "torch._tensor._rebuild_from_type_v2",
+        ),
         (b"ctorch.jit\nload\nX\x01\x00\x00\x00a\x85R.", "torch.jit.load"),
         (b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch.nn\nLinear\n)}tR.", "torch._tensor._rebuild_from_type_v2"),
         (b"ccopyreg\n_reconstructor\n)R.", "copyreg._reconstructor"),
@@ -816,6 +999,20 @@ def test_names_that_no_honest_file_uses_refuse_it(program: bytes, name: str, wan
     described = pickled.describe(file, "f.pt")
     assert name in described.refused
     assert any(name in executed for executed in described.executes)
+
+
+@pytest.mark.parametrize(
+    ("program", "advice"),
+    [
+        (b"cbuiltins\ngetattr\nctorch._dynamo.eval_frame\nOptimizedModule\n)R.", "model._orig_mod"),
+        (b"(X\x07\x00\x00\x00storagectorch\nQInt8Storage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x01tQ.", "quantised"),
+    ],
+)
+def test_a_refusal_says_what_to_save_instead(program: bytes, advice: str):
+    file = hostile.torch_zip(b"\x80\x02" + program)
+    with pytest.raises(ModelRefused, match=advice):
+        pickled.load(file, "f.pt", WAYS, network_wanted=True)
+    assert advice in pickled.describe(file, "f.pt").refused
 
 
 def test_a_class_of_the_table_that_is_called_is_refused():
@@ -896,3 +1093,13 @@ def test_nothing_of_torch_that_unpickles_is_reached(monkeypatch: pytest.MonkeyPa
             monkeypatch.setattr(owner, name, unsafe)
     monkeypatch.setattr(nn.Module, "__setstate__", unsafe)
     assert isinstance(pickled.load(content, "f.pt", WAYS, network_wanted=True), nn.Sequential)
+
+
+def test_the_transpose_of_a_large_weight_is_no_large_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first linear layer of VGG-16 has more weights than any value may have numbers.
+    monkeypatch.setattr(bounded, "MOST_NUMBERS", 1000)
+    bounded.check(nn.Linear(100, 40), torch.zeros(1, 100))
+    with pytest.raises(ModelError, match="at most 1,000"):
+        bounded.check(nn.Upsample(size=(40, 40)), torch.zeros(1, 1, 10, 10))
+    with pytest.raises(ModelError, match="at most 1,000"):
+        bounded.check(nn.ReflectionPad1d(500), torch.zeros(1, 1, 600))

@@ -1,5 +1,6 @@
 """``.pt2`` programs: the network that comes out is the one that went in, and nothing in a file is run."""
 
+import contextlib
 import copy
 import io
 import json
@@ -21,6 +22,7 @@ from audit.model.pt2 import schema, shapes, strict_json
 from audit.model.pt2.archive import Archive
 from audit.model.pt2.problems import Executes, Problem
 from audit.model.wrapper import Model
+from tests.hostile import torch_zip
 
 WEIGHTS = "data/weights/model_weights_config.json"
 GPU = '{"type": "cuda", "index": 0}'
@@ -375,6 +377,7 @@ def test_training_mode_is_refused():
     refused(export(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).train(), x), "changes its own weights|training mode")
     refused(export(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).train(), x, decomposed=True), "changes its own buffers")
     refused(export(nn.Sequential(nn.Linear(4, 3), nn.Dropout()).train(), x), r"training mode.*model.eval\(\)")
+    refused(export(nn.Sequential(nn.Linear(4, 3), nn.RReLU()).train(), x), r"training mode.*rrelu")
     refused(export(Recurrent(nn.LSTM, dropout=0.5).train(), torch.randn(3, 7, 5)), "training mode")
     untracked = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)).eval()
     refused(export(untracked, x), "training mode")
@@ -533,6 +536,18 @@ def test_sample_inputs_are_never_opened(mlp, tmp_path):
     assert not mark.exists()
 
 
+def test_sample_inputs_that_were_read_in_part_are_said_to_be(mlp):
+    """A tensor that reading ends at is ordinary; what stands behind it would be called all the same."""
+    found = members(mlp)
+    tensor = (
+        b"ctorch._tensor\n_rebuild_from_type_v2\n(ctorch._utils\n_rebuild_tensor_v2\nctorch\nTensor\n)}X\x01\x00\x00\x00a}stR"
+    )
+    name = next(name for name in found if name.endswith("sample_inputs/model.pt"))
+    hidden = torch_zip(b"\x80\x02" + tensor + b"0cos\nsystem\nX\x04\x00\x00\x00true\x85R.")
+    said = pt2.describe(packed({**found, name: hidden}), "m.pt2").executes
+    assert any("not read" in entry for entry in said)
+
+
 def test_a_pickled_tensor_is_read_as_weights_are(mlp):
     found = members(mlp)
     wanted = pt2.load(mlp, "m.pt2", "").weights.state_dict()["0.weight"]
@@ -545,6 +560,38 @@ def test_a_pickled_tensor_is_read_as_weights_are(mlp):
 
     graph = pt2.load(changed(packed(found), change, WEIGHTS), "m.pt2", "")
     assert torch.equal(graph.weights.state_dict()["0.weight"], wanted)
+
+
+def test_one_pickle_that_many_weights_stand_in_is_read_once(mlp):
+    found = members(mlp)
+    stream = io.BytesIO()
+    torch.save(torch.zeros(1), stream)
+    inside = members(stream.getvalue())
+    program = next(name for name in inside if name.endswith("data.pkl"))
+    inside[program] = inside[program][:2] + b"N0" * 150_000 + inside[program][2:]  # pushed and dropped again
+    found[next(name for name in found if name.endswith("weight_0"))] = packed(inside)
+
+    def change(said):
+        for i in range(300):
+            entry = copy.deepcopy(said["config"]["0.weight"])
+            entry["use_pickle"] = True
+            entry["tensor_meta"]["sizes"], entry["tensor_meta"]["strides"] = ints(1), ints(i)
+            said["config"][f"copy.{i}"] = entry
+
+    begun = time.process_time()
+    with contextlib.suppress(ModelError):
+        pt2.load(changed(packed(found), change, WEIGHTS), "m.pt2", "")
+    assert time.process_time() - begun < 6
+
+
+def test_weights_in_more_modules_than_any_network_has_are_refused(mlp):
+    def change(said):
+        entry = {**said["config"]["0.weight"]}
+        entry["tensor_meta"] = {**entry["tensor_meta"], "sizes": ints(0), "strides": ints(1)}
+        for i in range(1000):
+            said["config"][f"m{i}." + "a." * 48 + "w"] = entry
+
+    refused(changed(mlp, change, WEIGHTS), "more than 30,000 modules")
 
 
 def test_weights_as_torch_2_8_wrote_them(mlp):

@@ -40,7 +40,7 @@ class Operators(nn.Module):
         packet, overload = name.split(".")
         *positional, last = case(name, x)
         positional, keywords = (positional, last) if isinstance(last, dict) else ([*positional, last], {})
-        if name in names.IN_PLACE.split() or packet == "dropout_" or packet == "sigmoid_":
+        if name in names.IN_PLACE.split() or packet in ("dropout_", "sigmoid_", "rrelu_"):
             positional[0] = positional[0].clone()
         found = getattr(getattr(torch.ops.aten, packet), overload)(*positional, **keywords)
         found = found[:1] if "norm" in packet and isinstance(found, tuple) else found
@@ -95,5 +95,29 @@ def test_operators_give_what_torch_gives(group):
 def test_whole_numbers_divided_by_minus_one():
     """A kernel that divides the smallest whole number by -1 stops the process."""
     least, minus_one = torch.tensor([-(2**63)] * 9), torch.tensor([-1] * 9)
-    for name, mode in (("div.Tensor_mode", {"rounding_mode": "trunc"}), ("floor_divide.default", {}), ("remainder.Tensor", {})):
+    names_ = ("floor_divide.default", "remainder.Tensor", "fmod.Tensor")
+    for name, mode in (("div.Tensor_mode", {"rounding_mode": "trunc"}), *((name, {}) for name in names_)):
         assert table()[f"torch.ops.aten.{name}"].function(least, minus_one, **mode).tolist() in ([-(2**63)] * 9, [0] * 9)
+
+
+def test_255_in_a_byte_is_not_minus_one():
+    """Compared with -1, a byte of 255 is equal to it: 200 over 255 would be 56."""
+    x, other = torch.tensor([200, 7], dtype=torch.uint8), torch.tensor([255, 2], dtype=torch.uint8)
+    found = table()
+    trunc = found["torch.ops.aten.div.Tensor_mode"].function(x, other, rounding_mode="trunc")
+    assert torch.equal(trunc, torch.div(x, other, rounding_mode="trunc"))
+    assert torch.equal(found["torch.ops.aten.floor_divide.default"].function(x, other), torch.floor_divide(x, other))
+    assert torch.equal(found["torch.ops.aten.remainder.Tensor"].function(x, other), torch.remainder(x, other))
+
+
+def test_a_weight_norm_with_too_few_lengths_is_refused():
+    """The kernel reads past their end, and stops the process."""
+    norm = table()["torch.ops.aten._weight_norm.default"].function
+    v, g = torch.randn(6, 3, 2), torch.rand(6, 1, 1)
+    assert torch.allclose(norm(v, g), torch._weight_norm(v, g), atol=1e-6)
+    assert torch.allclose(
+        norm(v, g=torch.rand(1, 1, 2).fill_(2.0), dim=2), torch._weight_norm(v, torch.full((1, 1, 2), 2.0), 2)
+    )
+    for bad in (torch.rand(1), torch.rand(0, 1, 1), torch.rand(6), torch.rand(6, 3, 2)):
+        with pytest.raises(ValueError, match="needs lengths"):
+            norm(v, bad)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
 import time
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -61,6 +63,14 @@ def test_layers_are_told_from_the_classes(script):
     assert "code" in said.executes[0]
     assert "program" in said.refused
     assert "4 tensors" in said.notes[0]
+
+
+def test_a_layer_with_a_kernel_alone_says_it_alone():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        stream = io.BytesIO()
+        torch.jit.save(torch.jit.script(nn.Sequential(nn.MaxPool2d(2))), stream)
+    assert [layer.detail for layer in torchscript.describe(stream.getvalue(), "net.pt").layers] == ["kernel 2"]
 
 
 def test_what_opens_files_and_what_runs_on_opening_is_named(tmp_path):
@@ -131,6 +141,20 @@ def test_hostile_code_is_searched_in_a_moment(code):
     assert time.process_time() - begun < 3
     assert len(said.layers) <= torchscript.MOST_LISTED
     assert len(said.executes) <= 3 * torchscript.MOST_LISTED
+
+
+def test_long_names_are_not_repeated_for_each_class_and_layer():
+    chain = "".join(f"class A{i}(Module):\n  {'b' * 1900} : __torch__.A{i + 1}\n" for i in range(30))
+    wide = "".join(f"class A{i}(Module):\n" + f"  c : __torch__.A{i + 1}\n" * 1000 for i in range(30, 50))
+    many = "".join(f"class B{i}(Module):\n" for i in range(20_000))
+    for text, name in ((chain + wide, "__torch__"), (many, "m" * 60_000)):
+        content = hostile.zipped({"net/constants.pkl": b"", f"net/code/{name}.py": text.encode()})
+        tracemalloc.start()
+        try:
+            torchscript.describe(content, "net.pt")
+            assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+        finally:
+            tracemalloc.stop()
 
 
 def test_a_bomb_of_code_is_refused():

@@ -29,6 +29,12 @@ def test_summary_holds_the_scorecard_findings_and_gaps(result: Result) -> None:
     assert "- anomaly: not applicable: It needs training data: give them with --reference." in page
 
 
+def test_summary_says_how_the_file_was_read(result: Result) -> None:
+    model = result.model.model_copy(update={"notes": ["the file fixes a batch of 1: it was *set free*", "rows are NHWC"]})
+    page = markdown.render(result.model_copy(update={"model": model}))
+    assert "the file fixes a batch of 1: it was \\*set free\\*\n\nrows are NHWC\n" in page
+
+
 def test_summary_is_short_and_the_same_each_time(result: Result) -> None:
     page = markdown.render(result)
     assert page == markdown.render(Result.from_json(result.to_json()))

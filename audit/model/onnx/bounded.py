@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from audit.model.graph import MOST_NUMBERS, Graph, Step, TooLarge, check_size, only_shapes
+from audit.model.graph import MOST_NUMBERS, Graph, Step, TooLarge, check_size, only_looks, only_shapes
 
 MOST_REAL = 2**24  # numbers of one value that is computed for real while only shapes are asked for
 MOST_LIVE = 2**27  # numbers of all values that are kept at one time, for one sample: 512 MiB in float32
@@ -122,7 +122,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self._real(args, kwargs):
             self._ask_first(func, args, kwargs)
         returned = func(*args, **kwargs)
-        self._check(func, returned, self.samples * MOST_NUMBERS)
+        if not only_looks(func, args, returned):
+            self._check(func, returned, self.samples * MOST_NUMBERS)
         self._count(func, args, kwargs, returned)
         if self.flops > self.samples * MOST_FLOPS:
             raise TooLarge(f"one sample takes more than {MOST_FLOPS:,} floating-point operations")

@@ -54,7 +54,12 @@ def build(model: ModelProto, beside: Mapping[str, bytes]) -> Network:
     batch = FreeBatch(first if isinstance(first, int) else None)
     steps = [_step(node, operation, on_cpu, weights, port, batch) for node, operation in zip(nodes, work, strict=True)]
     tensors, named = weights.tensors, weights.named
-    return Network(port, output, steps, tensors, named, batch)
+    try:
+        return Network(port, output, steps, tensors, named, batch)
+    except Malformed:
+        raise
+    except ValueError as problem:
+        raise Malformed(f"its network does not fit together: {str(problem)[:200]}") from None
 
 
 def only_input(model: ModelProto, constants: Collection[str] | Constants) -> Port:

@@ -17,6 +17,11 @@ from audit.model.pickled.rebuild import Refused, is_module, rebuild, weights
 from audit.model.pickled.records import Blocked, Cut, Damaged, Made, Name, Parameter, PlainDict
 
 MOST_NAMED = 5
+# What people save without meaning to, by how its names begin, and what to save instead.
+INSTEAD = {
+    "torch._dynamo.": "torch.compile made it, so save the network inside (torch.save(model._orig_mod, 'model.pt')); ",
+    "torch.Q": "it is quantised, so save the network that it was made from; ",
+}
 
 
 def load(content: bytes, source: str, ways_on: str, *, network_wanted: bool) -> nn.Module | dict[str, Tensor]:
@@ -55,7 +60,8 @@ def load(content: bytes, source: str, ways_on: str, *, network_wanted: bool) -> 
         return state_dict.strip_prefixes({name: saved.tensor(record) for name, record in named.items()})
     except Blocked as blocked:
         raise ModelRefused(
-            f"{source} is a pickle that asks for {blocked}, which could execute code, so it was not opened; {ways_on}"
+            f"{source} is a pickle that asks for {wanted.and_also(blocked)}, which could execute code, "
+            f"so it was not opened; {wanted.instead(blocked)}{ways_on}"
         ) from None
     except Refused as refused:
         raise ModelRefused(
@@ -97,6 +103,16 @@ class Wanted:
     def __str__(self) -> str:
         first = list(self.names)[:MOST_NAMED]
         return ", ".join(first) + (f" and {len(self.names) - len(first)} more" if len(self.names) > len(first) else "")
+
+    def and_also(self, blocked: Blocked) -> str:
+        """Name what was collected, and what reading ended at."""
+        said = str(blocked)
+        return said if not self.names or said.startswith(str(self)) else f"{self}, {said}"
+
+    def instead(self, blocked: Blocked) -> str:
+        """Say what to save instead, where it is known what was saved."""
+        names = [*self.names, *str(blocked).split(", ")]
+        return next((advice for start, advice in INSTEAD.items() if any(name.startswith(start) for name in names)), "")
 
     def stop(self, saved: Saved, found: Made | None) -> None:
         """Raise `Blocked` where a name refuses the file, with what it does in a network where that is the reason."""

@@ -11,8 +11,8 @@ from audit.model.pickled import Wanted, mapping, network, shape_of
 from audit.model.pickled.archive import Saved
 from audit.model.pickled.layers.containers import DATA_PARALLEL
 from audit.model.pickled.layers.schema import UnfitAt
-from audit.model.pickled.rebuild import DEEPEST, Refused, is_module, rebuild
-from audit.model.pickled.records import Blocked, Cut, Damaged, Made, Parameter
+from audit.model.pickled.rebuild import DEEPEST, MOST_ENTRIES, Refused, held_in, is_module, rebuild
+from audit.model.pickled.records import Allowance, Blocked, Cut, Damaged, Made, Parameter
 
 MOST_LAYERS = 10_000
 # Attributes that say more of a layer than its shapes do.
@@ -41,7 +41,7 @@ def describe(content: bytes, source: str) -> Description:
         try:
             wanted.stop(saved, found)
         except Blocked as blocked:
-            refused = f"it asks for {blocked}, which could execute code"
+            refused = _asks(str(blocked), wanted.instead(blocked))
         executes = tuple(name[:200] for name in saved.seen.mentioned)
         if found is not None:
             return _network(found, executes, refused)
@@ -49,11 +49,33 @@ def describe(content: bytes, source: str) -> Description:
     except (Blocked, Damaged) as problem:
         reason = (str(problem).strip().splitlines() or ["no reason given"])[0][:200]
         if isinstance(problem, Blocked) or wanted.names:
-            asked = str(wanted) if wanted.names else reason
-            return Description(
-                "pickle", executes=(*wanted.names,) or (reason,), refused=f"it asks for {asked}, which could execute code"
-            )
+            names = dict.fromkeys([*wanted.names, *([reason] if isinstance(problem, Blocked) else [])])
+            said = (wanted.and_also(problem), wanted.instead(problem)) if isinstance(problem, Blocked) else (str(wanted), "")
+            return Description("pickle", executes=tuple(names), refused=_asks(*said))
         raise ModelError(f"{source} is truncated or damaged, or not from torch.save ({reason}): save it again") from None
+
+
+def _asks(names: str, instead: str) -> str:
+    return f"it asks for {names[:500]}, which could execute code{f'; {instead}'.removesuffix('; ')}"
+
+
+def asked(content: bytes, source: str, allowance: Allowance) -> tuple[str, ...]:
+    """List what torch's own loader would import or call for a pickle: no more than the reading takes.
+
+    Raises
+    ------
+    ModelError
+        It is truncated or damaged, not from ``torch.save``, or takes more than what is allowed.
+    """
+    wanted = Wanted()
+    try:
+        return tuple(name[:200] for name in Saved(content, wanted, allowance).seen.mentioned)
+    except Blocked as problem:
+        return tuple(dict.fromkeys([*wanted.names, f"{str(problem)[:200]}, and whatever comes after it, which was not read"]))
+    except Damaged as problem:
+        if wanted.names:
+            return tuple(wanted.names)
+        raise ModelError(f"{source} is truncated or damaged, or not from torch.save ({str(problem)[:200]})") from None
 
 
 def _weights(content: Any, source: str, executes: tuple[str, ...], refused: str) -> Description:
@@ -102,16 +124,20 @@ def _network(record: Made, executes: tuple[str, ...], refused: str) -> Descripti
 def _leaves(record: Made) -> list[tuple[str, Made]]:
     """List the layers without layers inside, or with weights beside them, in order."""
     found: list[tuple[str, Made]] = []
-    pending = [(record, "", 0)]
-    visits = 0
+    pending: list[tuple[Made, str, str, int]] = [(record, "", "", 0)]
+    visits = entries = 0
     while pending and len(found) < MOST_LAYERS and visits < 10 * MOST_LAYERS:
+        module, above, own, depth = pending.pop()
         visits += 1
-        module, where, depth = pending.pop()
+        entries += held_in(module)
+        if entries > MOST_ENTRIES:
+            break
+        where = f"{above}.{own}" if above else own
         inner = [(name, child) for name, child in module.state["_modules"].items() if is_module(child)]
         if not inner or any(value is not None for value in module.state["_parameters"].values()):
             found.append((where, module))
         if depth < DEEPEST:
-            pending += [(child, f"{where}.{name}" if where else str(name)[:60], depth + 1) for name, child in reversed(inner)]
+            pending += [(child, where, str(name)[:60], depth + 1) for name, child in reversed(inner)]
     return found
 
 

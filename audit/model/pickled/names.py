@@ -17,6 +17,7 @@ BESIDE_WEIGHTS = frozenset(
     {
         "_codecs.encode",
         "argparse.Namespace",
+        "builtins.Ellipsis",
         "builtins.bool",
         "builtins.bytearray",
         "builtins.bytes",
@@ -31,6 +32,8 @@ BESIDE_WEIGHTS = frozenset(
         "builtins.slice",
         "builtins.str",
         "builtins.tuple",
+        "builtins.unicode",
+        "builtins.xrange",
         "collections.Counter",
         "collections.deque",
         "datetime.date",
@@ -40,6 +43,7 @@ BESIDE_WEIGHTS = frozenset(
         "datetime.timezone",
         "decimal.Decimal",
         "fractions.Fraction",
+        "functools.partial",
         "numpy.bool_",
         "numpy.core.multiarray._reconstruct",
         "numpy.core.multiarray.scalar",
@@ -58,6 +62,8 @@ BESIDE_WEIGHTS = frozenset(
         "torch.device",
         "torch.nn.backends.thnn._get_thnn_function_backend",
         "torch.serialization._get_layout",
+        "torchvision.transforms.functional.InterpolationMode",
+        "types.SimpleNamespace",
         "typing.Any",
         "typing.Dict",
         "typing.List",
@@ -67,6 +73,9 @@ BESIDE_WEIGHTS = frozenset(
         "uuid.UUID",
     }
 )
+
+# How a pickle writes torch.relu: the attribute of that name of a class. Called in no other way; see `records`.
+FUNCTION_OF_TORCH = "builtins.getattr"
 
 # Packages whose names stand in checkpoints by themselves: classes of layers in settings, callbacks as keys.
 _PACKAGES = frozenset({"torch", "torchvision", "torchaudio", "numpy", "lightning", "lightning_fabric", "pytorch_lightning"})
@@ -82,7 +91,7 @@ _PYTHON_ELSEWHERE = frozenset(
 def check(name: Name, called: bool) -> None:
     """Raise `Blocked` where no honest file mentions the name, or calls it."""
     full = name.full
-    if full in CALLED or full in BESIDE_WEIGHTS:
+    if full in CALLED or full in BESIDE_WEIGHTS or (full == FUNCTION_OF_TORCH and not called):
         return
     top = name.module.partition(".")[0]
     if called or top in _PYTHON or top in _PYTHON_ELSEWHERE or not top or not name.name:

@@ -24,6 +24,8 @@ from audit.model.pickled.records import Cut, Damaged, Made, Name, Parameter, Pla
 
 DEEPEST = 100
 MOST_LAYERS = 20_000  # each use of a layer counts: layers shared in layers shared in layers take exponential time to run
+MOST_ENTRIES = 1_000_000  # attributes, weights and layers of all layers: a dict may be that of many, and counts for each
+MOST_NAME = 1000  # characters of a weight's name with those of its layers
 SLACK = 64 * 2**20  # bytes of tensors that are views of fewer numbers
 
 _BASE = frozenset(vars(nn.Module()))
@@ -31,6 +33,7 @@ _HELD = ("_parameters", "_buffers", "_modules")
 _HOOKS = frozenset(name for name in _BASE if "hook" in name) - {"_is_full_backward_hook"}
 # Written by torch before 1.3: the functions that layers called. Nothing reads it any more.
 _BACKEND = "torch.nn.backends.thnn._get_thnn_function_backend"
+COMPILED = "_is_torch_compile"  # torch.compile leaves it, as True, on the network that it was given; no layer reads it
 
 
 class Refused(Exception):
@@ -82,25 +85,42 @@ def weights(record: Made) -> dict[str, Any]:
         Layers are nested too deeply, stand inside themselves, or are too many.
     """
     found: dict[str, Any] = {}
-    pending: list[tuple[Made, str, int]] = [(record, "", 0)]
-    layers = 0
+    # Names are put together when a layer's turn comes: there may be as many in waiting as the file has entries.
+    pending: list[tuple[Made, str, str, int]] = [(record, "", "", 0)]
+    layers = entries = 0
     while pending:
-        module, prefix, depth = pending.pop()
+        module, above, own, depth = pending.pop()
         layers += 1
-        if depth > DEEPEST or layers > MOST_LAYERS:
+        entries += held_in(module)
+        if depth > DEEPEST or layers > MOST_LAYERS or entries > MOST_ENTRIES:
             raise Damaged("its layers are nested too deeply, or are too many")
-        state = module.state
+        state, prefix = module.state, above + own
+        if len(prefix) > MOST_NAME:
+            raise Damaged(f"a layer has a name of {len(prefix):,} characters")
         passing = state.get("_non_persistent_buffers_set")
         passing = set(_texts(passing)) if isinstance(passing, PlainSet) else set()
         for name, value in [*state["_parameters"].items(), *state["_buffers"].items()]:
             if isinstance(value, Cut | Parameter) and not (name in passing and name in state["_buffers"]):
-                found[f"{prefix}{name}"] = value
+                found[_joined(prefix, name)] = value
         pending += [
-            (child, f"{prefix}{name}.", depth + 1) for name, child in reversed(state["_modules"].items()) if is_module(child)
+            (child, prefix, f"{_joined('', name)}.", depth + 1)
+            for name, child in reversed(state["_modules"].items())
+            if is_module(child)
         ]
         if len(found) > 10 * MOST_LAYERS:
             raise Damaged("it has too many weights")
     return found
+
+
+def held_in(record: Made) -> int:
+    """Count the attributes, weights and layers in a record of a layer."""
+    return len(record.state) + sum(len(record.state[held]) for held in _HELD)
+
+
+def _joined(prefix: str, name: Any) -> str:
+    if not isinstance(name, str) or len(prefix) + len(name) > MOST_NAME:
+        raise Damaged(f"a weight or a layer has a name that is no text of at most {MOST_NAME:,} characters")
+    return prefix + name
 
 
 def _texts(values: PlainSet) -> list[str]:
@@ -116,6 +136,7 @@ class _Rebuilding:
         self.open: set[int] = set()
         self.tensors: dict[int, Tensor] = {}
         self.taken, self.there = 0, 0
+        self.entries = 0
         self.storages: set[str] = set()
         self.notes: list[str] = []
 
@@ -149,6 +170,9 @@ class _Rebuilding:
     def _make(self, record: Made, schema: Schema, where: str, depth: int) -> tuple[nn.Module, int]:
         if not is_module(record):
             raise Unfit("has no parameters, buffers and layers")
+        self.entries += held_in(record)
+        if self.entries > MOST_ENTRIES:
+            raise Unfit(f"is one of layers with more than {MOST_ENTRIES:,} attributes, weights and layers in all")
         layer = _layer(record, where)
         _check_flags(record.state)
         _check_hooks(record.state, where)
@@ -192,7 +216,7 @@ class _Rebuilding:
         """Return the network that a DataParallel wraps: on one device it computes the same."""
         state = record.state
         _check_hooks(state, where)
-        known = _BASE | {"dim", "device_ids", "output_device", "src_device_obj", "_is_full_backward_hook", "module"}
+        known = _BASE | {"dim", "device_ids", "output_device", "src_device_obj", "_is_full_backward_hook", "module", COMPILED}
         odd = [name for name in state if name not in known]
         if odd or list(state["_modules"]) != ["module"] or state["_parameters"] or state["_buffers"] or depth > DEEPEST:
             raise Refused(f"{_at(where)}a DataParallel with more than the network inside it")
@@ -254,6 +278,8 @@ def _layer(record: Made, where: str) -> Layer:
         if name in _BASE:
             continue
         if name == "_backend" and isinstance(value, Made) and value.name.full == _BACKEND:
+            continue
+        if name == COMPILED and value is True:
             continue
         if isinstance(value, Name) and value.full in FUNCTIONS:
             value = FUNCTIONS[value.full]  # noqa: PLW2901  (the record of a function becomes our own function)

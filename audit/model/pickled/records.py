@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import pickle
+from collections.abc import Sized
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ import torch
 MAX_PICKLE = 32 * 2**20
 MAX_READS = 2_000_000
 # Members of lists and tuples that calls are handed: each call may be handed the same long list again.
-MAX_HANDED = 2_000_000
+MAX_HANDED = 1_000_000
 MAX_NAME = 500  # characters of the name of a class with its module
 MAX_KEY = 16  # members of a tuple that is a key
 MAX_INTEGER = 2**60  # of a key: Python gives many integers above this one and the same hash
@@ -80,7 +81,8 @@ class Storage:
     numel: int
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+# Records may be keys of dicts, which messages name: what they hold is not written out, for it may be long.
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Cut:
     """A tensor that has not been cut out of its storage yet."""
 
@@ -98,7 +100,7 @@ class Cut:
         return count
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Parameter:
     """A tensor that was a parameter. `plain` is False where it had hooks or attributes of its own."""
 
@@ -181,10 +183,13 @@ class PlainSet(list[Any]):
 
 def _check_key(key: Any, what: str) -> None:
     parts = key if isinstance(key, tuple) else (key,)
-    if not all(part is None or isinstance(part, str | bytes | int | float | Name | Made) for part in parts):
+    # A tensor is told from others by its place: a whole optimizer keeps what it knows of each under the parameter.
+    if not all(part is None or isinstance(part, str | bytes | int | float | Name | Made | Cut | Parameter) for part in parts):
         raise Damaged(f"{what} is neither text nor a number")
     if len(parts) > MAX_KEY or any(isinstance(part, int) and abs(part) > MAX_INTEGER for part in parts):
         raise Damaged(f"{what} has more than {MAX_KEY} members, or a number above 2**60")
+    if parts is key and any(isinstance(part, str | bytes) and len(part) > MAX_NAME for part in parts):
+        raise Damaged(f"{what} has a member of more than {MAX_NAME} characters")  # each key that is written repeats it
 
 
 @dataclass(slots=True)
@@ -204,10 +209,49 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, _: Any = False, h
     return Cut(storage, offset, tuple(size), tuple(stride))
 
 
-def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None, *more: Any) -> Parameter:
+# Attributes that torch.compile and torch.export leave on tensors: how they are traced, which changes no number. Not read.
+MARKS = frozenset(
+    (
+        *("_dynamo_dynamic_indices", "_dynamo_dynamic_range", "_dynamo_hint_overrides", "_dynamo_shape_ids"),
+        *("_dynamo_static_indices", "_dynamo_static_input_type", "_dynamo_strict_unbacked_indices", "_dynamo_unbacked_bounds"),
+        *("_dynamo_unbacked_indices", "_dynamo_weak_dynamic_indices", "_specialize_on"),
+    )
+)
+
+
+def _parameter(data: Any, requires_grad: Any = True, hooks: Any = None, state: Any = None, *more: Any) -> Parameter:
     if not isinstance(data, Cut):
         raise Damaged("a parameter is not made of a tensor")
-    return Parameter(data, requires_grad is True, plain=not hooks and not more and isinstance(requires_grad, bool))
+    marked = state is None or (isinstance(state, PlainDict) and all(name in MARKS for name in state))
+    return Parameter(data, requires_grad is True, plain=marked and not hooks and not more and isinstance(requires_grad, bool))
+
+
+def _typed(function: Any = None, kind: Any = None, arguments: Any = None, state: Any = None, *more: Any) -> Cut:
+    """Return a tensor that had attributes of its own, as an ``nn.Buffer`` has; they are not read."""
+    plain = isinstance(state, PlainDict) and all(
+        name in MARKS or (isinstance(name, str) and (value is None or isinstance(value, bool | int | float | str)))
+        for name, value in state.items()
+    )
+    if (
+        function != Name("torch._utils", "_rebuild_tensor_v2")
+        or kind not in (Name("torch", "Tensor"), Name("torch.nn.parameter", "Buffer"))
+        or not isinstance(arguments, tuple)
+        or not plain
+        or more
+    ):
+        raise Blocked("torch._tensor._rebuild_from_type_v2")
+    return _tensor(*arguments)
+
+
+def _is_function_of_torch(arguments: tuple[Any, ...]) -> bool:
+    """Tell whether the attribute that a pickle asks for is one of torch's functions, as ``torch.relu`` is pickled."""
+    return (
+        len(arguments) == 2
+        and arguments[0] == Name("torch._C", "_VariableFunctionsClass")
+        and isinstance(arguments[1], str)
+        and arguments[1].isidentifier()
+        and not arguments[1].startswith("__")
+    )
 
 
 def _default_dict(*_: Any) -> PlainDict:
@@ -221,6 +265,7 @@ CALLED: dict[str, Any] = {
     "builtins.set": PlainSet,
     "builtins.frozenset": PlainSet,
     "torch.Size": tuple,
+    "torch._tensor._rebuild_from_type_v2": _typed,
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
@@ -281,9 +326,7 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
         What it may take, less what it took when it is read.
     """
 
-    def __init__(
-        self, stream: io.BytesIO, refuse: Any, seen: Seen | None = None, allowance: Allowance | None = None
-    ) -> None:
+    def __init__(self, stream: io.BytesIO, refuse: Any, seen: Seen | None = None, allowance: Allowance | None = None) -> None:
         self.allowance = Allowance() if allowance is None else allowance
         super().__init__(_Counted(stream, self.allowance), encoding="utf-8", errors="surrogateescape")
         self.storages: dict[str, Storage] = {}
@@ -316,6 +359,8 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
             raise Damaged("it refers to something else than a storage")
         if type(numel) is not int or not 0 <= numel < 2**62 or not isinstance(key, str | int):
             raise Damaged("a storage should have a name and a count of numbers")
+        if len(str(key)) > MAX_NAME:
+            raise Damaged(f"a storage has a name of more than {MAX_NAME} characters")
         storage = Storage(storage_type.dtype, str(key), numel)
         if self.storages.setdefault(storage.key, storage) != storage:
             raise Damaged(f"storage {storage.key!r} is described in two ways")
@@ -332,20 +377,30 @@ class Unpickler(_PythonUnpickler):  # type: ignore[misc]
     def _make(self, *, called: bool) -> None:
         arguments = self.stack.pop()
         name = self.stack[-1]
+        if isinstance(name, Made):
+            raise Blocked(name.name.full[:100])  # a function that a call made: functools.partial(os.system, "…")()
         if not isinstance(name, Name) or not isinstance(arguments, tuple):
             raise Damaged("it calls something that is not a name")
-        self.allowance.handed -= len(arguments)
-        self.allowance.handed -= sum(len(part) for part in arguments if isinstance(part, list | tuple | dict | str | bytes))
-        if self.allowance.handed < 0:
-            raise Damaged(f"its pickle hands more than {MAX_HANDED:,} values to calls")
+        self._count_handed(arguments)
         if name.full in CALLED:
+            self._count_handed(*(part for part in arguments if isinstance(part, list | tuple | dict | str | bytes)))
             self.stack[-1] = CALLED[name.full](*arguments)
+            return
+        if name.full == "builtins.getattr" and _is_function_of_torch(arguments):
+            self.seen.mentioned.pop(name.full, None)
+            self.seen.mentioned[f"torch.{arguments[1]}"] = None
+            self.stack[-1] = Name("torch", arguments[1])
             return
         self.seen.made[name.full] = None
         if called and any(type(argument) is int and abs(argument) >= HUGE for argument in arguments):
             raise Blocked(name.full[:100])  # bytearray(2**32) on its way to all of the memory
         self.refuse(name, called)
         self.stack[-1] = Made(name, arguments, called)
+
+    def _count_handed(self, *lists: Sized) -> None:
+        self.allowance.handed -= sum(map(len, lists))
+        if self.allowance.handed < 0:
+            raise Damaged(f"its pickle hands more than {MAX_HANDED:,} values to calls")
 
     def load_build(self) -> None:
         """Keep the state that an object was to get: setting it could change functions and classes of this process."""

@@ -14,6 +14,7 @@ import zlib
 
 from audit.archives import archive_members
 from audit.errors import ModelError
+from audit.model.pickled.records import Allowance
 from audit.model.pt2.problems import Executes, Problem, short
 
 # torch stores members as they are. A file that somebody zipped again still fits.
@@ -48,6 +49,8 @@ class Archive:
     ----------
     model
         Name of the one program in it; ``torch.export.save`` calls it ``model``.
+    allowance
+        What reading the pickles among its weights may still take.
 
     Raises
     ------
@@ -63,6 +66,7 @@ class Archive:
         except ModelError as error:
             raise Problem(str(error).removeprefix(f"{source} ")) from None
         self._content = content
+        self.allowance = Allowance()
         names = [member.filename for member in members]
         if any(name.rpartition("/")[2] in OLD for name in names):
             raise Problem(

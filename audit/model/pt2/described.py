@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from audit.errors import ModelError
-from audit.model import pickled
 from audit.model.description import Description, Layer, Port
+from audit.model.pickled.described import asked
+from audit.model.pickled.records import Allowance
 from audit.model.pt2 import operators, schema, weights
 from audit.model.pt2.archive import Archive
 from audit.model.pt2.build import build, free_batch, user_input
@@ -50,14 +51,15 @@ def described(content: bytes, source: str) -> Description:
 def _in_pickles(archive: Archive) -> list[str]:
     """List what torch's loader would call for the pickles in the archive, sample inputs included, which we never read."""
     found: list[str] = []
+    allowance = Allowance()
     for name in archive.members:
         if not name.startswith("data/") or name.endswith(".json") or not archive.begins_as_pickle(name):
             continue
         try:
-            asked = pickled.describe(bytes(archive.read(name, MAX_PROGRAM)), name).executes
+            names = asked(bytes(archive.read(name, MAX_PROGRAM)), name, allowance)
         except (ModelError, Problem) as problem:
-            asked = (f"what is in it: {short(str(problem))}",)
-        found += [f"{short(name)}: {said}" for said in asked if said not in ORDINARY]
+            names = (f"what is in it: {short(str(problem))}",)
+        found += [f"{short(name)}: {said}" for said in names if said not in ORDINARY]
     return found
 
 

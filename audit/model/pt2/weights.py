@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from audit.archives import archive_members
 from audit.errors import ModelError
+from audit.model.pickled.records import Allowance
 from audit.model.pt2 import schema, strict_json
 from audit.model.pt2.archive import MAX_RATIO, Archive
 from audit.model.pt2.problems import Executes, Problem, short
@@ -119,6 +120,7 @@ class _Cutter:
         self.flat: dict[tuple[str, torch.dtype], Tensor] = {}
         self.raw: dict[str, bytearray] = {}
         self.cut: dict[Payload, Tensor] = {}
+        self.pickles: dict[str, object] = {}
         self.handed_out: dict[str, int] = {}
 
     def tensor(self, name: str, payload: Payload) -> Tensor:
@@ -161,7 +163,10 @@ class _Cutter:
         return self.flat[path, dtype]
 
     def _pickled(self, name: str, payload: Payload) -> Tensor:
-        tensor = _pickled(bytes(self.archive.read(payload.path)), name, self.numbers)
+        if payload.path not in self.pickles:  # weights of many settings may be said to stand in one
+            raw = bytes(self.archive.read(payload.path))
+            self.pickles[payload.path] = _pickled(raw, name, self.numbers, self.archive.allowance)
+        tensor = self.pickles[payload.path]
         if not isinstance(tensor, Tensor):
             raise Executes(f"holds {short(name)} as a pickle of something else than a tensor")
         if tensor.dtype != payload.meta.dtype or tuple(tensor.shape) != payload.meta.sizes:
@@ -188,13 +193,13 @@ def _count(sizes: tuple[int, ...]) -> int:
 
 def _pickled_dict(archive: Archive, member: str, numbers: bool) -> dict[str, Tensor]:
     """Weights as torch 2.8 wrote them: a state dict saved by torch.save inside the archive."""
-    found = _pickled(bytes(archive.read(member)), member, numbers)
+    found = _pickled(bytes(archive.read(member)), member, numbers, archive.allowance)
     if not isinstance(found, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in found.items()):
         raise Executes(f"holds {short(member)}, a pickle of something else than weights")
     return found
 
 
-def _pickled(content: bytes, name: str, numbers: bool) -> object:
+def _pickled(content: bytes, name: str, numbers: bool, allowance: Allowance) -> object:
     """Return the tensor, or the dict of tensors, in what torch.save wrote, by the reader of weights."""
     from audit.model.pickled.archive import Saved
     from audit.model.pickled.records import Blocked, Cut, Damaged, Parameter
@@ -212,7 +217,7 @@ def _pickled(content: bytes, name: str, numbers: bool) -> object:
     try:
         if content[:2] == b"PK":
             archive_members(content, name, ModelError, MAX_RATIO)
-        saved = Saved(content)
+        saved = Saved(content, allowance=allowance)
         held = saved.content
         if isinstance(held, Cut | Parameter):
             return tensor(held)

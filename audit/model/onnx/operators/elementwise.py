@@ -84,7 +84,14 @@ def _binary(name: str, kind: str, function: _Binary, *sorts: str) -> None:
 
 
 def _divide(a: Tensor, b: Tensor) -> Tensor:
-    return a / b if a.is_floating_point() else torch.div(a, b, rounding_mode="trunc")
+    if a.is_floating_point():
+        return a / b
+    if a.dtype == torch.uint8 or b.dtype == torch.uint8:
+        return torch.div(a, b, rounding_mode="trunc")
+    # Not by -1: the smallest whole number over it would stop the process (SIGFPE).
+    by_minus_one = b == -1
+    found = torch.div(a, torch.where(by_minus_one, 1, b), rounding_mode="trunc")
+    return torch.where(by_minus_one, -found, found)
 
 
 _BROADCAST_ONCE = ("Add", "Sub", "Mul", "Div", "Equal", "Greater", "Less", "And", "Or", "Xor")

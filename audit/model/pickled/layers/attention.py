@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
@@ -24,6 +25,10 @@ FUNCTIONS: dict[str, Any] = {
     "torch.nn.functional.sigmoid": functional.sigmoid,
     "torch.nn.functional.silu": functional.silu,
     "torch.nn.functional.tanh": functional.tanh,
+    "torch.relu": torch.relu,
+    "torch.selu": torch.selu,
+    "torch.sigmoid": torch.sigmoid,
+    "torch.tanh": torch.tanh,
 }
 
 

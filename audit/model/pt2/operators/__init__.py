@@ -89,12 +89,15 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "feature_dropout.default": f.unchanged,
     "alpha_dropout.default": f.unchanged,
     "feature_alpha_dropout.default": f.unchanged,
+    "rrelu.default": f.rrelu,
+    "rrelu_.default": f.rrelu_in_place,
     "batch_norm.default": f.batch_norm,
     "native_batch_norm.default": f.batch_norm_kernel,
     "_native_batch_norm_legit.default": f.batch_norm_kernel,
     "_native_batch_norm_legit_no_training.default": f.batch_norm_kernel,
     "_native_batch_norm_legit.no_stats": f.batch_norm_of_one,
     "instance_norm.default": f.instance_norm,
+    "_weight_norm.default": f.weight_norm,
     "native_group_norm.default": f.group_norm_kernel,
     "convolution.default": f.convolution,
     "div.Tensor_mode": f.divided,
@@ -103,6 +106,8 @@ _SPECIAL: dict[str, Callable[..., Any]] = {
     "floor_divide.Scalar": f.divided_down,
     "remainder.Tensor": f.rest,
     "remainder.Scalar": f.rest,
+    "fmod.Tensor": f.rest_towards_zero,
+    "fmod.Scalar": f.rest_towards_zero,
     "squeeze.default": f.squeeze,
     "copy.default": f.copied,
     "view.default": f.view,
@@ -310,7 +315,7 @@ def _check_evaluation(operator: Operator, values: dict[str, Any]) -> None:
         return
     if operator.kind == "batch_norm" and operator.target.endswith(".no_stats"):
         return  # instance norm, as torch decomposes it
-    if "dropout" in operator.target or operator.kind == "batch_norm" or dropped:
+    if "dropout" in operator.target or operator.kind in ("batch_norm", "rrelu") or dropped:
         raise Problem(f"was exported in training mode ({operator.target}): export it after model.eval()")
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from audit.model.graph import TooLarge
 
 MOST_PARTS = 4096
+SIGNED = (torch.int8, torch.int16, torch.int32, torch.int64)
 # Layers times time steps: each takes about 50 µs.
 MOST_STEPS = 2**16
 
@@ -41,6 +42,16 @@ def sigmoid_in_place(x: Tensor) -> Tensor:
 def unchanged(x: Tensor, **_: Any) -> Tensor:
     """Dropout in evaluation: the very tensor that came in."""
     return x
+
+
+def rrelu(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, **_: Any) -> Tensor:
+    """Compute ``rrelu`` in evaluation: its slope is the middle of those that it draws from in training."""
+    return torch.rrelu(x, lower, upper, False)
+
+
+def rrelu_in_place(x: Tensor, lower: float = 1 / 8, upper: float = 1 / 3, **_: Any) -> Tensor:
+    """Compute ``rrelu_`` in evaluation."""
+    return torch.rrelu_(x, lower, upper, False)
 
 
 def batch_norm(
@@ -102,6 +113,20 @@ def instance_norm(
     )
 
 
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Compute ``_weight_norm``: the direction of `v` with lengths `g`, of which the kernel reads as many as it needs.
+
+    Raises
+    ------
+    ValueError
+        There is not one length for each entry of `dim`, or one in all where that is -1.
+    """
+    wanted = tuple(n if axis == dim else 1 for axis, n in enumerate(v.shape)) if dim != -1 else ()
+    if tuple(g.shape) != wanted or not -1 <= dim < v.ndim:
+        raise ValueError(f"a weight of shape {tuple(v.shape)} needs lengths of shape {wanted}, got {tuple(g.shape)}")
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
 def group_norm_kernel(
     x: Tensor,
     weight: Tensor | None,
@@ -145,9 +170,9 @@ def view(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def divided(x: Tensor, other: Tensor | float, rounding_mode: str | None = None) -> Tensor:
     """Divide and round; by -1 without the kernel, which the smallest whole number would stop the process in (SIGFPE)."""
-    if _are_whole(x, other) and rounding_mode is not None:
-        by_minus_one = torch.as_tensor(other, device=x.device) == -1
-        found = torch.div(x, torch.where(by_minus_one, 1, other), rounding_mode=rounding_mode)
+    if rounding_mode is not None and torch.result_type(x, other) in SIGNED:
+        divisor, by_minus_one = _without_minus_one(x, other)
+        found = torch.div(x, divisor, rounding_mode=rounding_mode)
         return torch.where(by_minus_one, -found, found)
     return torch.div(x, other, rounding_mode=rounding_mode)
 
@@ -159,14 +184,23 @@ def divided_down(x: Tensor, other: Tensor | float) -> Tensor:
 
 def rest(x: Tensor, other: Tensor | float) -> Tensor:
     """Compute what a division leaves; by -1 nothing, without asking the kernel."""
-    if _are_whole(x, other):
-        return torch.remainder(x, torch.where(torch.as_tensor(other, device=x.device) == -1, 1, other))
+    if torch.result_type(x, other) in SIGNED:
+        return torch.remainder(x, _without_minus_one(x, other)[0])
     return torch.remainder(x, other)
 
 
-def _are_whole(x: Tensor, other: Tensor | float) -> bool:
-    parts = [part.dtype.is_floating_point if isinstance(part, Tensor) else isinstance(part, float) for part in (x, other)]
-    return not any(parts)
+def rest_towards_zero(x: Tensor, other: Tensor | float) -> Tensor:
+    """Compute ``fmod``; by -1 without asking the kernel."""
+    if torch.result_type(x, other) in SIGNED:
+        return torch.fmod(x, _without_minus_one(x, other)[0])
+    return torch.fmod(x, other)
+
+
+def _without_minus_one(x: Tensor, other: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Return a divisor with 1 in the place of -1, and where that was; in the type of the result, in which 255 is not -1."""
+    divisor = torch.as_tensor(other, device=x.device).to(torch.result_type(x, other))
+    by_minus_one = divisor == -1
+    return torch.where(by_minus_one, 1, divisor), by_minus_one
 
 
 def squeeze(x: Tensor, dim: Sequence[int]) -> Tensor:

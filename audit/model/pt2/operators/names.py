@@ -7,7 +7,8 @@ its input says, or is not there to classify with. Those that need a check or ano
 from __future__ import annotations
 
 PRODUCTS = """
-linear.default addmm.default addmv.default addbmm.default mm.default bmm.default mv.default dot.default baddbmm.default
+linear.default addmm.default addmv.default addbmm.default mm.default bmm.default mv.default dot.default
+vdot.default tensordot.default baddbmm.default
 matmul.default bilinear.default outer.default
 conv1d.default conv1d.padding conv2d.default conv2d.padding conv3d.default conv3d.padding
 conv_transpose1d.default conv_transpose2d.input conv_transpose3d.input
@@ -53,7 +54,8 @@ ARITHMETIC = """
 add.Tensor add.Scalar sub.Tensor sub.Scalar rsub.Tensor rsub.Scalar mul.Tensor mul.Scalar div.Tensor div.Scalar
 true_divide.Tensor pow.Tensor_Scalar pow.Tensor_Tensor pow.Scalar neg.default abs.default
 exp.default exp2.default expm1.default log.default log1p.default log2.default log10.default sqrt.default rsqrt.default
-reciprocal.default square.default clamp.default clamp.Tensor clamp_min.default clamp_min.Tensor clamp_max.default
+reciprocal.default square.default clamp.default clamp.Tensor
+clip.default clip.Tensor clamp_min.default clamp_min.Tensor clamp_max.default
 clamp_max.Tensor maximum.default minimum.default fmax.default fmin.default erf.default erfc.default sin.default cos.default
 tan.default asin.default acos.default atan.default atan2.default sinh.default cosh.default floor.default ceil.default
 round.default trunc.default frac.default sign.default addcmul.default addcdiv.default lerp.Scalar lerp.Tensor
@@ -68,7 +70,7 @@ REDUCTIONS = """
 mean.default mean.dim sum.default sum.dim_IntList amax.default amin.default max.default max.dim max.other min.default
 min.dim min.other argmax.default argmin.default var.correction var.default var.dim var_mean.correction std.correction
 std.default std.dim prod.default prod.dim_int logsumexp.default any.default any.dim any.dims all.default all.dim
-cumsum.default cumprod.default topk.default sort.default cosine_similarity.default pairwise_distance.default
+cumsum.default cumprod.default topk.default sort.default argsort.default cosine_similarity.default pairwise_distance.default
 """
 
 CELLS = """
@@ -86,7 +88,7 @@ hardswish_.default hardsigmoid_.default tanh_.default threshold_.default gelu_.d
 add_.Tensor add_.Scalar sub_.Tensor sub_.Scalar mul_.Tensor mul_.Scalar div_.Tensor div_.Scalar pow_.Scalar neg_.default
 abs_.default exp_.default log_.default sqrt_.default rsqrt_.default reciprocal_.default square_.default clamp_.default
 clamp_min_.default clamp_max_.default masked_fill_.Scalar masked_fill_.Tensor zero_.default fill_.Scalar fill_.Tensor
-copy_.default detach_.default addcmul_.default addcdiv_.default
+copy_.default index_put_.default clip_.default detach_.default addcmul_.default addcdiv_.default
 """
 
 # They make values from nothing, on a device that the file names.
