@@ -38,6 +38,7 @@ def seeds() -> Callable[[Reader], list[Seed]]:
     return real
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_read_or_refused_and_nothing_else_happens(name: str, seeds, tmp_path: Path) -> None:
     reader = READERS[name]

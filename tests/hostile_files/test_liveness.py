@@ -13,6 +13,8 @@ import pytest
 from tests.hostile_files.case import SECRET, Case, Place
 from tests.hostile_files.harness import MOST_MEMORY, PARAMETERS, Server, made
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def loaders() -> Iterator[Server]:

@@ -522,6 +522,7 @@ def test_a_network_that_makes_no_numbers_is_no_crash(tmp_path: Path) -> None:
         assert read(model)(torch.zeros(2, 4)).numel() == 0
 
 
+@pytest.mark.slow
 def test_weights_in_more_modules_than_any_network_has_are_refused(tmp_path: Path) -> None:
     names = [f"m{i}." + "a." * 13 + "w" for i in range(3000)]
     model = write(

@@ -584,6 +584,7 @@ def test_one_pickle_that_many_weights_stand_in_is_read_once(mlp):
     assert time.process_time() - begun < 6
 
 
+@pytest.mark.slow
 def test_weights_in_more_modules_than_any_network_has_are_refused(mlp):
     def change(said):
         entry = {**said["config"]["0.weight"]}

@@ -117,7 +117,14 @@ def test_html_shows_what_was_there(make_result: Any, injection: str) -> None:
     assert " ".join(clip(injection, 4000, newlines=True).split()) in " ".join(text.split())
 
 
-@pytest.mark.parametrize("kind", ["bars", "curve", "histogram", "signed", "ice", "paired", "small_multiples"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "bars",
+        "curve",
+        *(pytest.param(k, marks=pytest.mark.slow) for k in ("histogram", "signed", "ice", "paired", "small_multiples")),
+    ],
+)
 @pytest.mark.parametrize("injection", INJECTIONS, ids=lambda text: repr(text)[:40])
 def test_chart_labels_are_literal(make_figures: Any, kind: str, injection: str) -> None:
     from audit.report import charts

@@ -34,6 +34,8 @@ _HOOKS = frozenset(name for name in _BASE if "hook" in name) - {"_is_full_backwa
 # Written by torch before 1.3: the functions that layers called. Nothing reads it any more.
 _BACKEND = "torch.nn.backends.thnn._get_thnn_function_backend"
 COMPILED = "_is_torch_compile"  # torch.compile leaves it, as True, on the network that it was given; no layer reads it
+LONGEST_NOTE = 2_500  # texts or numbers in a list that stands on a layer and that no layer reads
+_PLAIN = (bool, int, float, str)
 
 
 class Refused(Exception):
@@ -340,8 +342,13 @@ def _differs(name: str, own: Any, value: Any, schema: Schema, where: str) -> Exc
 
 
 def _harmless(name: str, value: Any) -> bool:
-    """Say whether an attribute that no layer knows is a note: text or a number under a name that nothing looks for."""
-    return not name.startswith("_") and (value is None or isinstance(value, bool | int | float | str))
+    """Say whether an attribute that no layer knows is a note: text, numbers or a list of them, under a name of its own."""
+    if name.startswith("_"):
+        return False
+    if isinstance(value, list | tuple | dict):  # names of classes, say
+        held = [*value, *value.values()] if isinstance(value, dict) else value
+        return len(held) <= LONGEST_NOTE and all(part is None or isinstance(part, _PLAIN) for part in held)
+    return value is None or isinstance(value, _PLAIN)
 
 
 def same(ours: Any, theirs: Any) -> bool:
