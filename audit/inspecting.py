@@ -31,7 +31,7 @@ FORMATS = {
     "onnx": "ONNX network",
     "torchscript": "TorchScript archive",
 }
-RUNS = ("torch-zip", "pickle", "pt2", "torchscript")  # formats that --trust-model hands to their own loader
+UNREAD = "whatever is in it: it was not read to its end"
 
 
 @dataclass(frozen=True)
@@ -145,10 +145,16 @@ def _model(path: Path) -> Inspected:
     except ModelError as error:
         # Damaged or hostile inside: still a file of a format, with a size and a hash. Where not even that holds, this raises.
         file = load.open_file(path)
-        executes = (str(error),) if isinstance(error, ModelRefused) else ()
+        executes = (
+            (str(error),) if isinstance(error, ModelRefused) else (UNREAD,) if file.format in load.RUN_BY_THEIR_LOADER else ()
+        )
         said = Description(format=FORMATS.get(file.format, file.format), executes=executes, refused=str(error))
     beside = [f"beside it, part of the network: {name} ({len(part):,} bytes)" for name, part in file.beside.items()]
-    runs = file.format in RUNS and bool(said.executes or file.format == "torchscript")
+    runs = (
+        file.format in load.RUN_BY_THEIR_LOADER
+        and said.executes != (UNREAD,)
+        and bool(said.executes or file.format == "torchscript")
+    )
     arch = ("--arch", "FILE.py:FACTORY")
     # Refused as a network, a module of a class of its own still gives its weights to one that --arch builds.
     usable = not said.refused or (said.needs_arch and said.format == "pickled module")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shlex
 import signal
 import sys
@@ -311,3 +312,11 @@ def test_a_pipe_does_not_hang(call, tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     assert call("inspect", tmp_path / "pipe.pt")[0] == 3
     assert call("inspect", tmp_path / "pipe.npz")[0] == 3
+
+
+def test_of_a_pickle_that_cannot_be_read_nothing_is_promised(call, tmp_path):
+    (tmp_path / "net.joblib").write_bytes(pickle.dumps({"weights": [1.0]}, protocol=4)[:-1] + b"\x94h\x70.")
+    code, out, _ = call("inspect", tmp_path / "net.joblib")
+    assert code == 3
+    assert "it was not read to its end" in out
+    assert "--trust-model" not in out

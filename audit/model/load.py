@@ -98,7 +98,8 @@ def load(
     file = open_file(path, expect_sha256)
     built = build(arch, arch_args)
     trusted_now = trust and file.format in RUN_BY_THEIR_LOADER
-    module = trusted.load(file.content, file.format, str(file.path), built) if trusted_now else _read(file, built)
+    notes: list[str] = []
+    module = trusted.load(file.content, file.format, str(file.path), built) if trusted_now else _read(file, built, notes)
     network = built is None and not trusted_now  # the network came with the file
     origin = Origin(
         source=str(file.path),
@@ -108,6 +109,7 @@ def load(
         trusted=trusted_now,
     )
     model = Model(module, origin=origin, **options)
+    model.notes.extend(notes)
     if origin.format == PICKLED_MODULE:
         from audit.model.pickled import bounded
 
@@ -159,15 +161,15 @@ def open_file(path: str | os.PathLike[str], expect_sha256: str | None = None) ->
     return ModelFile(path, content, sha256, said, beside)
 
 
-def _read(file: ModelFile, built: Arch | None) -> nn.Module:
-    """Load a file with our own reader of its format."""
+def _read(file: ModelFile, built: Arch | None, notes: list[str]) -> nn.Module:
+    """Load a file with our own reader of its format; `notes` is told what a user should know of it."""
     from audit.model import onnx, pickled, pt2, torchscript
 
     source = str(file.path)
     if file.format == "safetensors":
         weights = safetensors.load(file.content, source)
     elif file.format in ("torch-zip", "pickle"):
-        found = pickled.load(file.content, source, WAYS_ON, network_wanted=built is None)
+        found = pickled.load(file.content, source, WAYS_ON, network_wanted=built is None, notes=notes)
         if isinstance(found, nn.Module):
             return found
         weights = found

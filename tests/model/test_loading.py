@@ -464,3 +464,16 @@ def test_the_package_and_its_help_import_no_heavy_library():
     code = f"import audit, sys; from audit import cli; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_several_sets_of_weights_in_one_file_are_told(tmp_path: Path):
+    last, average = trained(0), trained(1)
+    path = saved(tmp_path / "w.pt", {"state_dict_ema": average.state_dict(), "state_dict": last.state_dict(), "epoch": 3})
+    model = Model.load(path, arch=Small)
+    assert same(model, last)
+    assert any("'state_dict_ema'" in note and "under 'state_dict' were taken" in note for note in model.notes)
+    whole = {"model": nn.Sequential(nn.Linear(4, 3)), "state_dict": nn.Sequential(nn.Linear(4, 3)).state_dict()}
+    model = Model.load(saved(tmp_path / "m.pt", whole))
+    assert any("under 'model' were taken, and not those under 'state_dict'" in note for note in model.notes)
+    one = {"state_dict": last.state_dict(), "optimizer": adam()}
+    assert not Model.load(saved(tmp_path / "o.pt", one), arch=Small).notes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from audit.model.pickled.rebuild import Refused, is_module, rebuild, weights
 from audit.model.pickled.records import Blocked, Cut, Damaged, Made, Name, Parameter, PlainDict
 
 MOST_NAMED = 5
+MOST_SETS = 200  # entries of a checkpoint, and of a dict in it, that are looked at for other weights
 # What people save without meaning to, by how its names begin, and what to save instead.
 INSTEAD = {
     "torch._dynamo.": "torch.compile made it, so save the network inside (torch.save(model._orig_mod, 'model.pt')); ",
@@ -24,7 +26,9 @@ INSTEAD = {
 }
 
 
-def load(content: bytes, source: str, ways_on: str, *, network_wanted: bool) -> nn.Module | dict[str, Tensor]:
+def load(
+    content: bytes, source: str, ways_on: str, *, network_wanted: bool, notes: list[str] | None = None
+) -> nn.Module | dict[str, Tensor]:
     """Return the network in a file, or the weights by name.
 
     Parameters
@@ -36,6 +40,8 @@ def load(content: bytes, source: str, ways_on: str, *, network_wanted: bool) -> 
     network_wanted
         Rebuild a pickled network of ``torch.nn`` layers where there is one, alone or under a usual name of a checkpoint.
         Otherwise its weights are returned, whatever its class is.
+    notes
+        Is told what a user should know: other weights in the file, which were not taken.
 
     Raises
     ------
@@ -49,6 +55,8 @@ def load(content: bytes, source: str, ways_on: str, *, network_wanted: bool) -> 
         saved = Saved(content, wanted)
         found = network(saved.content)
         wanted.stop(saved, found)
+        if notes is not None:
+            notes.extend(other_weights(saved.content))
         if found is None:
             named = state_dict.find_weights(mapping(saved.content), source, tensor=(Cut, Parameter))
         elif network_wanted:
@@ -145,6 +153,25 @@ def network(content: Any) -> Made | None:
     if isinstance(held, PlainDict):
         return next((held[name] for name in state_dict.CONTAINERS if is_module(held.get(name))), None)
     return None
+
+
+def other_weights(content: Any) -> list[str]:
+    """Say so where a checkpoint holds several sets of weights (an average of them beside the last ones, say)."""
+    held = mapping(content)
+    if not isinstance(held, PlainDict):
+        return []
+    sets = [name for name, value in islice(held.items(), MOST_SETS) if is_module(value) or _holds_tensors(value)]
+    networks = [name for name in state_dict.CONTAINERS if is_module(held.get(name))]
+    taken = next((name for name in (*networks, *state_dict.CONTAINERS) if name in sets), None)
+    others = ", ".join(repr(str(name)[:60]) for name in sets if name != taken)
+    if taken is None or not others:
+        return []
+    return [f"the file holds several sets of weights: those under {taken!r} were taken, and not those under {others[:300]}"]
+
+
+def _holds_tensors(value: Any) -> bool:
+    value = mapping(value)
+    return isinstance(value, PlainDict) and any(isinstance(part, Cut | Parameter) for part in islice(value.values(), MOST_SETS))
 
 
 def mapping(content: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 from audit.errors import ModelError
 from audit.model import state_dict
 from audit.model.description import Description, Layer, Port
-from audit.model.pickled import Wanted, mapping, network, shape_of
+from audit.model.pickled import Wanted, mapping, network, other_weights, shape_of
 from audit.model.pickled.archive import Saved
 from audit.model.pickled.layers.containers import DATA_PARALLEL
 from audit.model.pickled.layers.schema import UnfitAt
@@ -44,7 +44,7 @@ def describe(content: bytes, source: str) -> Description:
             refused = _asks(str(blocked), wanted.instead(blocked))
         executes = tuple(name[:200] for name in saved.seen.mentioned)
         if found is not None:
-            return _network(found, executes, refused)
+            return _network(found, executes, refused, other_weights(saved.content))
         return _weights(saved.content, source, executes, refused)
     except (Blocked, Damaged) as problem:
         reason = (str(problem).strip().splitlines() or ["no reason given"])[0][:200]
@@ -94,11 +94,11 @@ def _weights(content: Any, source: str, executes: tuple[str, ...], refused: str)
         executes=executes,
         refused=refused,
         needs_arch=True,
+        notes=tuple(other_weights(content)),
     )
 
 
-def _network(record: Made, executes: tuple[str, ...], refused: str) -> Description:
-    notes: list[str] = []
+def _network(record: Made, executes: tuple[str, ...], refused: str, notes: list[str]) -> Description:
     foreign = False
     try:
         if not refused:
