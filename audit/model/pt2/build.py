@@ -1,6 +1,6 @@
 """Makes a `Graph` of a program: steps with functions from our table, and a trial on the meta device, which holds no numbers.
 
-On the trial every value's type and shape must be what the file says of it, for batches of one and of three: so an operator that
+On the trial every value's type and shape must be what the file says of it, for batches of one and of five: so an operator that
 we read in another way than torch, or a batch that is not free, is noticed before anything is computed.
 """
 
