@@ -369,7 +369,9 @@ def _bombs(folder: Path) -> dict[str, str]:
     words: dict[str, str] = {}
     four_gigabytes = b"\x8a\x05\x00\x00\x00\x00\x01"
     mark, storage = b"\x80\x02", b"ctorch\nFloatStorage\n"
-    write("bytearray.pt", hostile.torch_zip(mark + b"cbuiltins\nbytearray\n" + four_gigabytes + b"\x85R."), "dict of weights")
+    write(
+        "bytearray.pt", hostile.torch_zip(mark + b"cbuiltins\nbytearray\n" + four_gigabytes + b"\x85R."), "builtins.bytearray"
+    )
     write("storage.pt", hostile.torch_zip(mark + b"ctorch\nFloatStorage\n" + four_gigabytes + b"\x85R."), "damaged")
     write("tensor.pt", hostile.torch_zip(mark + b"ctorch\nFloatTensor\n" + four_gigabytes + b"\x85R."), "torch.FloatTensor")
     pid = b"(X\x07\x00\x00\x00storage" + storage + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + four_gigabytes + b"tQ"
@@ -385,7 +387,7 @@ def _bombs(folder: Path) -> dict[str, str]:
     at = lying.rfind(b"PK\x01\x02") + 24
     write("ratio.pt", bytes(lying), "exhaust memory")
     lying[at : at + 4] = (100).to_bytes(4, "little")
-    write("lies.pt", bytes(lying), "damaged")
+    write("lies.pt", bytes(lying), "headers differ")
     write("shape.npz", hostile.zipped({"x.npy": hostile.npz_member("(4000000000, 1)"), "y.npy": b""}), "claims shape")
     write("negative.npz", hostile.zipped({"x.npy": hostile.npz_member("(-1, 4)"), "y.npy": b""}), "claims shape")
     big = hostile.npz_member("(1000000, 40)", body=b"\0" * 160_000_000)
@@ -393,7 +395,7 @@ def _bombs(folder: Path) -> dict[str, str]:
     del big
     at = lying.rfind(b"PK\x01\x02") + 24
     lying[at : at + 4] = (1000).to_bytes(4, "little")
-    write("lies.npz", bytes(lying), "damaged")
+    write("lies.npz", bytes(lying), "headers differ")
     write("table.csv.gz", gzip.compress(b"x,y\n" + b"1,0\n" * 18_000_000, compresslevel=9), "exhaust memory")
     pd.DataFrame({"x": np.zeros(1), "y": 0}).to_parquet(folder / "fine.parquet")
     words["fine.parquet"] = "loaded"
@@ -536,7 +538,15 @@ def spawn(*arguments: object, cwd: Path, **variables: str) -> subprocess.Popen[s
     command = [sys.executable, "-m", "audit", *map(str, arguments)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
     return subprocess.Popen(
-        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=cwd,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell starts what runs in the background with Ctrl-C ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  (one call, no lock)
     )
 
 

@@ -130,10 +130,10 @@ def _once(read: Callable[[Path], None], path: Path, folder: Path, allowed: tuple
         return Failure("crash", f"{type(crash).__name__} in {_where(crash.__traceback__)}", trace)
     if seen:
         return Failure("executed", seen[0].partition(":")[0], "\n".join(seen[:20]))
-    if failure is None and seconds > MOST_SECONDS:
-        return Failure("slow", f"over {MOST_SECONDS:g} s", f"{seconds:.1f} s")
     if failure is None and grown > MOST_GROWTH:
         return Failure("memory", "growth", f"{grown / 2**20:,.0f} MiB")
+    if failure is None and seconds > MOST_SECONDS:
+        return Failure("slow", f"over {MOST_SECONDS:g} s", f"{seconds:.1f} s")
     if failure is None and _state() != state:
         return Failure("state", "the process", f"{state} became {_state()}")
     return failure
