@@ -11,6 +11,7 @@ import io
 import stat
 import struct
 import zipfile
+import zlib
 
 from audit.errors import AuditError
 from audit.files import memory_limit
@@ -24,6 +25,10 @@ ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13
 BEHIND = (12, 16, 20, 24)  # bytes of what stands behind a member: with or without a signature, in 4 or 8 bytes a size
 FULL = 0xFFFFFFFF  # stands for a number that zip64 gives
 TWO_READINGS = "so that readers would see different content"
+
+
+# What Python's reader raises for members that are damaged, encrypted, or packed in a way that it does not know.
+DAMAGED = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError)
 
 
 class Odd(Exception):
@@ -129,3 +134,38 @@ def _check_members(content: bytes, members: list[zipfile.ZipInfo], start: int) -
         slack = BEHIND if behind else (0,)
     if start - position not in slack:
         raise Odd(f"holds bytes that its directory does not list, {TWO_READINGS}")
+
+
+def read_member(archive: zipfile.ZipFile, content: bytes, member: zipfile.ZipInfo) -> bytearray:
+    """Return what a member unpacks to.
+
+    Parameters
+    ----------
+    archive, content
+        The open archive, and its bytes.
+
+    Raises
+    ------
+    zipfile.BadZipFile
+        Its header is not what the archive's list says, it is cut off, or its checksum is another. Of packed members any of
+        `DAMAGED`.
+    """
+    if member.compress_type != zipfile.ZIP_STORED:
+        return bytearray(archive.read(member))
+    # Cut out of the file, so that no second copy is made. Archives of set_crc32_options(False) hold 0 for a checksum.
+    start = member_start(content, member)
+    found = bytearray(memoryview(content)[start : start + member.file_size])
+    if member.flag_bits & ENCRYPTED or len(found) != member.file_size:
+        raise zipfile.BadZipFile(f"the member {member.filename[:80]!r} is encrypted or cut off")
+    if member.CRC and zlib.crc32(found) != member.CRC:
+        raise zipfile.BadZipFile(f"the member {member.filename[:80]!r} has another checksum")
+    return found
+
+
+def member_start(content: bytes, member: zipfile.ZipInfo) -> int:
+    """Return where in the file the bytes of a member begin."""
+    head = content[member.header_offset : member.header_offset + LOCAL_SIZE]
+    if head[:4] != LOCAL or len(head) < LOCAL_SIZE:
+        raise zipfile.BadZipFile(f"the member {member.filename[:80]!r} has no header")
+    name, extra = struct.unpack("<26xHH", head)
+    return int(member.header_offset + LOCAL_SIZE + name + extra)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import io
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from audit.archives import archive_members
+from audit.archives import DAMAGED, archive_members
 from audit.errors import ModelError
 from audit.model.description import Description, Layer
 
@@ -107,8 +106,7 @@ def _search(content: bytes, members: list[zipfile.ZipInfo], source: str) -> _Cod
             try:
                 with archive.open(member) as stream:
                     text = stream.read(left + 1)
-            # ValueError: a member that begins before the file does, or a name in no encoding
-            except (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError, ValueError) as error:
+            except DAMAGED as error:
                 raise ModelError(f"{source} is a damaged archive ({str(error)[:100]}): copy or save it again") from None
             code.complete = code.complete and len(text) <= left
             left -= len(text)

@@ -477,3 +477,13 @@ def test_several_sets_of_weights_in_one_file_are_told(tmp_path: Path):
     assert any("under 'model' were taken, and not those under 'state_dict'" in note for note in model.notes)
     one = {"state_dict": last.state_dict(), "optimizer": adam()}
     assert not Model.load(saved(tmp_path / "o.pt", one), arch=Small).notes
+
+
+def test_a_flipped_bit_in_the_weights_is_noticed(tmp_path: Path):
+    path = saved(tmp_path / "w.pt", trained().state_dict())
+    content = bytearray(path.read_bytes())
+    numbers = trained().head.weight.detach().numpy().tobytes()
+    content[content.index(numbers) + 3] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match="checksum"):
+        Model.load(path, arch=Small)

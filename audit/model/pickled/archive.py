@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audit.archives import read_member
 from audit.model.pickled import names
 from audit.model.pickled.records import MAX_PICKLE, Allowance, Blocked, Cut, Damaged, Name, Parameter, Seen, Storage, Unpickler
 
@@ -118,14 +119,14 @@ class Saved:
         if odd is not None:
             raise Damaged(f"it holds {odd[:80]!r}, which torch.save does not write")
         order = members.get(f"{folder}byteorder")
-        if order is not None and _member(archive, file, order)[:16].strip() != sys.byteorder.encode():
+        if order is not None and read_member(archive, file, order)[:16].strip() != sys.byteorder.encode():
             raise Damaged(f"its numbers have another byte order than this machine's ({sys.byteorder}-endian)")
 
         def find(storage: Storage) -> bytearray:
-            return _member(archive, file, members[f"{folder}data/{storage.key}"])
+            return read_member(archive, file, members[f"{folder}data/{storage.key}"])
 
         self._find = find
-        stream = io.BytesIO(_member(archive, file, members[pickles[0]]))
+        stream = io.BytesIO(read_member(archive, file, members[pickles[0]]))
         content = self._unpickler(stream).load()
         if stream.read(1):
             raise Damaged("something stands behind its pickle")
@@ -166,14 +167,3 @@ def _keys(keys: Any) -> list[str]:
     if not isinstance(keys, list | tuple) or not all(isinstance(key, str | int) for key in keys):
         raise Damaged("its storages are not named")
     return [str(key) for key in keys]
-
-
-def _member(archive: zipfile.ZipFile, file: bytes, member: zipfile.ZipInfo) -> bytearray:
-    if member.compress_type != zipfile.ZIP_STORED:
-        return bytearray(archive.read(member))
-    # Stored numbers are cut out of the file: archives saved with set_crc32_options(False) have no checksums to verify.
-    head = file[member.header_offset : member.header_offset + 30]
-    if head[:4] != b"PK\x03\x04" or member.flag_bits & 1:
-        raise KeyError(member.filename)
-    start = member.header_offset + 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-    return bytearray(memoryview(file)[start : start + member.file_size])

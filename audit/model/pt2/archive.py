@@ -10,9 +10,8 @@ import io
 import re
 import sys
 import zipfile
-import zlib
 
-from audit.archives import archive_members
+from audit.archives import DAMAGED, archive_members, member_start, read_member
 from audit.errors import ModelError
 from audit.model.pickled.records import Allowance
 from audit.model.pt2.problems import Executes, Problem, short
@@ -39,8 +38,6 @@ CODE = (
 )
 OLD = {"serialized_exported_program.json", "serialized_state_dict.pt", "serialized_state_dict.json"}
 
-LOCAL_HEADER = 30  # bytes before a member's name
-
 
 class Archive:
     """The members of an archive, each of them known.
@@ -65,7 +62,7 @@ class Archive:
             members = archive_members(content, source, ModelError, MAX_RATIO)
         except ModelError as error:
             raise Problem(str(error).removeprefix(f"{source} ")) from None
-        self._content = content
+        self._content, self._zip = content, zipfile.ZipFile(io.BytesIO(content))
         self.allowance = Allowance()
         names = [member.filename for member in members]
         if any(name.rpartition("/")[2] in OLD for name in names):
@@ -102,8 +99,8 @@ class Archive:
         if limit is not None and member.file_size > limit:
             raise Problem(f"has a member {short(name)} of {member.file_size:,} bytes; at most {limit:,} are read")
         try:
-            return self._stored(member) if member.compress_type == zipfile.ZIP_STORED else self._packed(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
+            return read_member(self._zip, self._content, member)
+        except DAMAGED as error:
             raise Problem(f"has a damaged member {short(name)} ({short(str(error))}): copy or save it again") from None
 
     def size(self, name: str) -> int:
@@ -115,29 +112,8 @@ class Archive:
         """Tell whether a member is a file of ``torch.save``, or named as one, so that torch would unpickle it."""
         if name.endswith(".pt"):
             return True
-        start = self.members[name].header_offset
-        head = self._content[start : start + LOCAL_HEADER]
-        body = start + LOCAL_HEADER + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        body = member_start(self._content, self.members[name])
         return self._content[body : body + 4] == b"PK\x03\x04"
-
-    def _stored(self, member: zipfile.ZipInfo) -> bytearray:
-        # Cut out of the file, so that no second copy is made; archives may be saved without checksums.
-        head = self._content[member.header_offset : member.header_offset + LOCAL_HEADER]
-        if head[:4] != b"PK\x03\x04" or member.flag_bits & 1 or member.compress_size != member.file_size:
-            raise ValueError("its header is not what the archive's list says")
-        start = (
-            member.header_offset + LOCAL_HEADER + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        )
-        found = bytearray(memoryview(self._content)[start : start + member.file_size])
-        if len(found) != member.file_size:
-            raise ValueError("it ends before its last byte")
-        if member.CRC and zlib.crc32(found) != member.CRC:
-            raise ValueError("its checksum is another")
-        return found
-
-    def _packed(self, member: zipfile.ZipInfo) -> bytearray:
-        with zipfile.ZipFile(io.BytesIO(self._content)) as archive:
-            return bytearray(archive.read(member))
 
     def _check_format(self) -> None:
         said = {name: bytes(self.read(name, SMALL[name])).strip() for name in SMALL if name in self.members}
