@@ -6,7 +6,6 @@ import io
 import math
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -14,25 +13,13 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from audit.archives import archive_members
+from audit.archives import DAMAGED, archive_members
 from audit.data.base import Dataset, Reading, Role, as_array, preprocessed
 from audit.errors import DataError, closest
 
 MAX_RATIO = 1000  # an image set with empty margins packs about 20 to 1, a constant column about 900 to 1
-READ_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    ValueError,
-    TypeError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    NotImplementedError,
-    OverflowError,
-    MemoryError,  # from Python's parser, which NumPy asks to read the header
-    SyntaxError,
-    tokenize.TokenError,
-)
+# MemoryError comes from Python's parser, which NumPy asks to read the header.
+READ_ERRORS = (*DAMAGED, TypeError, OverflowError, MemoryError, SyntaxError, tokenize.TokenError)
 LARGEST_CHARACTER = 0x10FFFF  # of Unicode
 
 

@@ -101,7 +101,7 @@ def _of_npz(content: bytes, sha256: str, source: str) -> Contents:
             name = member.filename.removesuffix(".npy")
             try:
                 shape, dtype = read_header(archive, member)
-            except (*READ_ERRORS, MemoryError):
+            except READ_ERRORS:
                 columns.append(Column(name, "not an array", f"{member.file_size:,} bytes"))
                 flaw = "is truncated or damaged"
             else:

@@ -89,11 +89,15 @@ def _pickled(module: nn.Module) -> tuple[bytes, nn.Module]:
 
 def _refilled(network: Graph, given: Model) -> tuple[bytes, nn.Module]:
     from audit.model import onnx, pt2
-    from audit.model.refilled import refilled
+    from audit.model.onnx import refill as onnx_refill
+    from audit.model.pt2 import refill as pt2_refill
 
-    form = given.origin.format
-    content = refilled(open_file(given.origin.source, given.origin.sha256).content, form, network)
-    return content, pt2.load(content, NAME, "") if form == "pt2" else onnx.load(content, NAME, {})
+    content = open_file(given.origin.source, given.origin.sha256).content
+    if given.origin.format == "pt2":
+        again = pt2_refill.refilled(content, network)
+        return again, pt2.load(again, NAME, "")
+    again = onnx_refill.refilled(content, network)
+    return again, onnx.load(again, NAME, {})
 
 
 def _torch_saved(held: object) -> bytes:

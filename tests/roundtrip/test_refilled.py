@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -11,8 +12,10 @@ import pytest
 import torch
 
 import audit
+from audit.hardening.saved import saved as saved_network
 from audit.model.graph import Graph
-from audit.model.refilled import CannotRefill, refilled
+from audit.model.onnx import refill as onnx_refill
+from audit.model.pt2 import refill as pt2_refill
 from tests.roundtrip.architectures import ARCHITECTURES, inputs, made
 from tests.roundtrip.formats import FORMATS
 
@@ -32,6 +35,10 @@ def saved(name: str, form: str, folder: Path) -> tuple[Path, Graph]:
     return path, module
 
 
+def refilled(content: bytes, form: str, graph: Graph) -> bytes:
+    return (pt2_refill if form == "pt2" else onnx_refill).refilled(content, graph)
+
+
 def change(graph: Graph) -> None:
     draws = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -48,7 +55,7 @@ def test_the_file_holds_the_changed_network(name: str, form: str, tmp_path: Path
     change(graph)
     other = tmp_path / "other" / path.name
     other.parent.mkdir()
-    other.write_bytes(refilled(path.read_bytes(), form[:4] if form.startswith("onnx") else "pt2", graph))
+    other.write_bytes(refilled(path.read_bytes(), form, graph))
     again = audit.Model.load(other).module
     assert again.state_dict().keys() == graph.state_dict().keys()
     assert all(torch.equal(tensor, graph.state_dict()[key]) for key, tensor in again.state_dict().items())
@@ -64,7 +71,7 @@ def test_the_librarys_own_loaders_read_what_was_written(tmp_path: Path) -> None:
     for form in ("pt2", "onnx13"):
         path, graph = saved("vgg", form, tmp_path)
         change(graph)
-        path.write_bytes(refilled(path.read_bytes(), form[:4] if form == "onnx13" else form, graph))
+        path.write_bytes(refilled(path.read_bytes(), form, graph))
         with torch.no_grad():
             wanted = graph(x)
             if form == "pt2":
@@ -89,5 +96,24 @@ def test_a_weight_that_the_network_lacks_is_told(tmp_path: Path) -> None:
     path, _ = saved("vgg", "pt2", tmp_path)
     content = path.read_bytes()
     _, other = saved("tied", "pt2", tmp_path)
-    with pytest.raises(CannotRefill):
+    with pytest.raises(audit.ModelError, match="pickles"):
         refilled(content, "pt2", other)
+
+
+def test_a_program_whose_weights_are_pickles_is_hardened_into_weights_alone(tmp_path: Path) -> None:
+    path, graph = saved("vgg", "pt2", tmp_path)
+    with zipfile.ZipFile(path) as archive:
+        found = {name: archive.read(name) for name in archive.namelist()}
+    config = next(name for name in found if name.endswith("weights_config.json"))
+    listed = json.loads(found[config])
+    name, said = next((name, said) for name, said in listed["config"].items() if said["is_param"])
+    said["use_pickle"], pickled = True, io.BytesIO()
+    torch.save(graph.weights.state_dict()[name].clone(), pickled)
+    found[config] = json.dumps(listed).encode()
+    place = next(place for place in found if place.endswith("/" + said["path_name"]))
+    found[place] = pickled.getvalue()
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        for member, content in found.items():
+            archive.writestr(member, content)
+    model = audit.Model.load(path)
+    assert saved_network(model, model).name == "hardened.pt"
