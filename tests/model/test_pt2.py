@@ -634,7 +634,22 @@ FORGED = {
 
 @pytest.mark.parametrize("forged", FORGED)
 def test_forged_shapes_of_weights_are_refused(mlp, forged):
-    refused(changed(mlp, lambda said: weight(said, **FORGED[forged]), WEIGHTS), "")
+    refused(changed(mlp, lambda said: weight(said, **FORGED[forged]), WEIGHTS), r"m\.pt2")
+
+
+def test_a_weight_without_a_name_beside_a_buffer_is_refused():
+    net = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).eval()
+    content = export(net, torch.randn(4, 4))
+
+    def rename(said):
+        for spec in said["graph_module"]["signature"]["input_specs"]:
+            if spec.get("parameter", {}).get("parameter_name") == "0.weight":
+                spec["parameter"]["parameter_name"] = ""
+
+    content = changed(
+        changed(content, rename), lambda said: said["config"].update({"": said["config"].pop("0.weight")}), WEIGHTS
+    )
+    refused(content, "named ''")
 
 
 def test_many_names_for_one_file_do_not_multiply_it(mlp):
@@ -669,7 +684,7 @@ def test_hostile_json_is_refused(mlp, text):
     if text == "surrogate":  # a name like any other: nothing comes of it
         assert pt2.load(changed_text, "m.pt2", "")(torch.zeros(2, 4)).shape == (2, 3)
     else:
-        refused(changed_text, "")
+        refused(changed_text, r"m\.pt2")
 
 
 def arg(node, position):

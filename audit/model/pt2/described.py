@@ -87,7 +87,7 @@ def _layers(program: Program, held: Held) -> tuple[Layer, ...]:
         grouped.setdefault(name, []).append(value)
     layers = []
     for name, values in grouped.items():
-        tensors = {value: held.weights.get(parameters.get(value, "")) for value in values}
+        tensors = {value: held.weights.get(parameters[value]) if value in parameters else None for value in values}
         shapes = (
             f"{parameters[v].rpartition('.')[2]} {'×'.join(map(str, t.shape))}" for v, t in tensors.items() if t is not None
         )
