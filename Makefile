@@ -18,7 +18,7 @@ setup: $(READY)
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "audit needs Python 3.11 or newer, got " + sys.version'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[art,explain,dev]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[art,explain,sign,dev]"
 	touch $@
 
 demo: $(READY)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from audit.checks.base import Check, check
+    from audit.compare import diff
     from audit.data.base import Dataset
     from audit.errors import (
         AuditError,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from audit.model.wrapper import Model
     from audit.policy import require
     from audit.result import Evidence, Finding, Metric, Result
+    from audit.verifying import verify
     from audit.workflows import harden, replay, run
 
 __version__ = "0.1.0"
@@ -55,11 +57,13 @@ _WHERE = {
     "Result": "audit.result",
     "UsageError": "audit.errors",
     "check": "audit.checks.base",
+    "diff": "audit.compare",
     "harden": "audit.workflows",
     "inspect": "audit.inspecting",
     "replay": "audit.workflows",
     "require": "audit.policy",
     "run": "audit.workflows",
+    "verify": "audit.verifying",
 }
 
 __all__ = [
@@ -80,11 +84,13 @@ __all__ = [
     "Result",
     "UsageError",
     "check",
+    "diff",
     "harden",
     "inspect",
     "replay",
     "require",
     "run",
+    "verify",
 ]
 
 
@@ -105,4 +111,5 @@ def _renderers() -> dict[str, Callable[[Result], str]]:
     return {
         "report.html": lambda result: import_module("audit.report.html").render(result),
         "summary.md": lambda result: import_module("audit.report.markdown").render(result),
+        "junit.xml": lambda result: import_module("audit.report.junit").render(result),
     }

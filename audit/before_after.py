@@ -103,7 +103,7 @@ def execute_hardening(
     chosen = method_named(method or options.method)
     stated, config = config.policy.limit, _with_limit(config, options.norm)
     config = config.model_copy(update={"run": config.run.model_copy(update={"checks": CHECKS, "skip": []})})
-    check_limits(config.policy.limit, METRICS)
+    check_limits(config.policy, METRICS)
     audited = _audits(config, options)
     if config.run.samples is not None:
         data = data.sample(config.run.samples, config.run.seed)
@@ -146,11 +146,11 @@ def execute_hardening(
     shown = _gallery(model, hardened, data, threat, trial) if config.run.save_samples else []
     answer = _billed(conclude(trial, config.policy.confidence, more=shown), trial)
     checks = [answer, *(_moved(check) for check in after.checks)]
-    verdict = judge(config.policy, checks, gate=config.run.gate, required=CHECKS)
+    verdict = judge(config.policy, checks, gate=config.run.gate, required=CHECKS, today=started.date())
     if verdict.word == "pass" and not stated:
         # That it helped is no verdict on whether the network may be used: only limits of the user's own give one.
         config = config.model_copy(update={"policy": config.policy.model_copy(update={"limit": []})})
-        verdict = judge(config.policy, checks, gate=config.run.gate, required=CHECKS)
+        verdict = judge(config.policy, checks, gate=config.run.gate, required=CHECKS, today=started.date())
     spec = spec_of(config, hardened, command, CHECKS)
     result = Result(
         verdict=verdict.word,

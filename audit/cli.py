@@ -14,6 +14,7 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
+from audit.console import guard_log, harmless_json
 from audit.errors import AuditError, UsageError
 
 app = typer.Typer(
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 
 INTERRUPTED = 130
+FORMATS = ("html", "markdown", "junit", "sarif", "github")
 MODEL, DATA, RUN, CHECKS = "The model", "The data", "The run", "What is asked"
 TRAINING = "The training"
 
@@ -56,14 +58,27 @@ Sensitive = Annotated[str | None, typer.Option(help="Columns to test for fairnes
 Classes = Annotated[str | None, typer.Option(help="File with one class a line, in output order.", rich_help_panel=DATA)]
 Preprocess = Annotated[str | None, typer.Option(help="FILE.py:FUNC applied to the raw rows.", rich_help_panel=DATA)]
 Bounds = Annotated[str | None, typer.Option(help="LOW,HIGH of the input values.", rich_help_panel=DATA)]
+Anomalies = Annotated[
+    str | None, typer.Option(help="Inputs that the network is not for; or column:NAME, 1 in such rows.", rich_help_panel=DATA)
+]
 ConfigFile = Annotated[Path | None, typer.Option(help="audit.toml; the command line wins over it.", rich_help_panel=RUN)]
 Profile = Annotated[str | None, typer.Option(help="quick, standard, thorough or exhaustive.", rich_help_panel=CHECKS)]
 Samples = Annotated[int | None, typer.Option(help="Test samples to draw, by class.", rich_help_panel=CHECKS)]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value, for any option of a section.", rich_help_panel=CHECKS)
 ]
+ChosenChecks = Annotated[str | None, typer.Option(help="Checks to run, ID,ID; unstated: all.", rich_help_panel=CHECKS)]
+SkippedChecks = Annotated[str | None, typer.Option(help="Checks to leave out, ID,ID.", rich_help_panel=CHECKS)]
+Norms = Annotated[str | None, typer.Option(help="linf, l2, or linf,l2.", rich_help_panel=CHECKS)]
+Radii = Annotated[
+    str | None,
+    typer.Option(help="Radius of each norm in input units, before --mean and --std: 0.3, 8/255.", rich_help_panel=CHECKS),
+]
 Device = Annotated[str | None, typer.Option(help="auto, cpu or cuda.", rich_help_panel=RUN)]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything drawn.", rich_help_panel=RUN)]
+Budget = Annotated[
+    str | None, typer.Option(help="Longest time: 90s, 10m, 1.5h. What it cuts off is incomplete.", rich_help_panel=RUN)
+]
 NoSamples = Annotated[bool, typer.Option("--no-samples", help="Keep inputs out of everything written.", rich_help_panel=RUN)]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Do finished work again.", rich_help_panel=RUN)]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.", rich_help_panel=RUN)]
@@ -101,10 +116,7 @@ def run(
     mean: Mean = None,
     std: Std = None,
     reference: Reference = None,
-    anomalies: Annotated[
-        str | None,
-        typer.Option(help="Inputs that the network is not for; or column:NAME, 1 in such rows.", rich_help_panel=DATA),
-    ] = None,
+    anomalies: Anomalies = None,
     target: Target = None,
     inputs: Inputs = None,
     sensitive: Sensitive = None,
@@ -112,39 +124,44 @@ def run(
     preprocess: Preprocess = None,
     bounds: Bounds = None,
     expect_accuracy: Annotated[float | None, typer.Option(help="Stop unless it is met.", rich_help_panel=DATA)] = None,
-    checks: Annotated[str | None, typer.Option(help="Checks to run, ID,ID; unstated: all.", rich_help_panel=CHECKS)] = None,
-    skip: Annotated[str | None, typer.Option(help="Checks to leave out, ID,ID.", rich_help_panel=CHECKS)] = None,
+    checks: ChosenChecks = None,
+    skip: SkippedChecks = None,
     profile: Profile = None,
     samples: Samples = None,
-    norm: Annotated[str | None, typer.Option(help="linf, l2, or linf,l2.", rich_help_panel=CHECKS)] = None,
-    eps: Annotated[
-        str | None,
-        typer.Option(help="Radius of each norm in input units, before --mean and --std: 0.3, 8/255.", rich_help_panel=CHECKS),
-    ] = None,
+    norm: Norms = None,
+    eps: Radii = None,
     device: Device = None,
     seed: Seed = None,
     batch_size: Annotated[
         int | None, typer.Option(help="Samples a batch; halved when memory runs out.", rich_help_panel=RUN)
     ] = None,
+    budget: Budget = None,
     settings: Settings = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="Older result to compare with: its folder or result.json.", rich_help_panel=CHECKS)
+    ] = None,
     gate: Annotated[
-        bool, typer.Option("--gate", help="Never end with 0 unless limits were set and cleared.", rich_help_panel=RUN)
+        bool, typer.Option("--gate", help="Never end with 0 unless limits are set, and cleared or waived.", rich_help_panel=RUN)
     ] = False,
     no_samples: NoSamples = False,
     fresh: Fresh = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and its time; measure and write nothing.", rich_help_panel=RUN)
+    ] = False,
     debug: Debug = False,
     quiet: Quiet = False,
 ) -> None:
     """Audit MODEL on DATA and write a report, a summary and result.json."""
     if sandbox:
-        reads, code = [model, data, reference, anomalies, classes], [arch, preprocess]
+        reads, code = [model, data, reference, anomalies, classes, baseline], [arch, preprocess]
         _enter_sandbox(reads=reads, code=code, config=config, settings=settings or [], out=out)
     from audit import workflows
+    from audit.plain import plain
     from audit.progress import Progress
 
     folder = workflows.output_folder(out, config, settings or [])
     with Progress(quiet=quiet) as progress:
-        result = workflows.run(
+        result: Any = (workflows.dry_run if dry_run else workflows.run)(
             model,
             data,
             config=config,
@@ -155,6 +172,7 @@ def run(
             expect_sha256=expect_sha256,
             reference=reference,
             anomalies=anomalies,
+            baseline=baseline,
             target=target,
             inputs=_names(inputs),
             sensitive=_names(sensitive),
@@ -175,6 +193,7 @@ def run(
             device=device,
             seed=seed,
             batch_size=batch_size,
+            budget=budget,
             settings=settings or [],
             gate=gate or None,
             save_samples=False if no_samples else None,
@@ -183,9 +202,102 @@ def run(
             command=shlex.join(["audit", *sys.argv[1:]]),
             debug=debug,
         )
-    if not quiet:
+    if dry_run:
+        _write(plain(result.text(), newlines=True))
+    elif not quiet:
         _say_result(result, folder)
     raise typer.Exit(result.exit_code)
+
+
+@app.command()
+def init(
+    model: ModelFile,
+    data: Data = None,
+    out: Annotated[Path, typer.Option(help="File to write.", rich_help_panel=RUN)] = Path("audit.toml"),
+    force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.", rich_help_panel=RUN)] = False,
+    no_measure: Annotated[
+        bool, typer.Option("--no-measure", help="Leave the run out: no measured values.", rich_help_panel=RUN)
+    ] = False,
+    arch: Arch = None,
+    arch_args: ArchArgs = None,
+    trust_model: TrustModel = False,
+    sandbox: Sandbox = False,
+    expect_sha256: ExpectSha256 = None,
+    task: TaskName = None,
+    output: OutputKind = None,
+    mean: Mean = None,
+    std: Std = None,
+    reference: Reference = None,
+    anomalies: Anomalies = None,
+    target: Target = None,
+    inputs: Inputs = None,
+    sensitive: Sensitive = None,
+    classes: Classes = None,
+    preprocess: Preprocess = None,
+    bounds: Bounds = None,
+    checks: ChosenChecks = None,
+    skip: SkippedChecks = None,
+    profile: Annotated[
+        str | None, typer.Option(help="quick, standard, thorough or exhaustive; unstated: quick.", rich_help_panel=CHECKS)
+    ] = None,
+    samples: Samples = None,
+    norm: Norms = None,
+    eps: Radii = None,
+    device: Device = None,
+    seed: Seed = None,
+    budget: Budget = None,
+    settings: Settings = None,
+    debug: Debug = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write an audit.toml fitted to MODEL and DATA: measured values, limits left open."""
+    page = out.absolute()  # code of the user's may change the current folder before the file is written
+    if sandbox:
+        reads, code = [model, data, reference, anomalies, classes], [arch, preprocess]
+        page = _enter_sandbox(reads=reads, code=code, config=None, settings=settings or [], page=page) or page
+    from audit import initialising
+    from audit.plain import plain
+    from audit.progress import Progress
+
+    with Progress(quiet=quiet) as progress:
+        initialising.init(
+            model,
+            data,
+            out=page,
+            named=str(out),
+            force=force,
+            measure=not no_measure,
+            arch=arch,
+            arch_args=_json(arch_args),
+            trust_model=trust_model,
+            expect_sha256=expect_sha256,
+            task=task,
+            output=output,
+            mean=_numbers(mean, "--mean"),
+            std=_numbers(std, "--std"),
+            reference=reference,
+            anomalies=anomalies,
+            target=target,
+            inputs=_names(inputs),
+            sensitive=_names(sensitive),
+            classes=classes,
+            preprocess=preprocess,
+            bounds=_bounds(bounds),
+            checks=_names(checks),
+            skip=_names(skip),
+            profile=profile,
+            samples=samples,
+            norm=_names(norm),
+            eps=_names(eps),
+            device=device,
+            seed=seed,
+            budget=budget,
+            settings=settings or [],
+            progress=progress,
+            debug=debug,
+        )
+    if not quiet:
+        _write(f"{plain(str(out))} is written; its limits are open: choose them, then run the command that stands in it")
 
 
 @app.command()
@@ -306,7 +418,9 @@ def harden(
         )
     if not quiet:
         _say_result(hardened.result, out)
-        _write(f"  hardened network: {hardened.model.origin.source} ({hardened.opens})")
+        from audit.plain import plain
+
+        _write(f"  hardened network: {plain(hardened.model.origin.source)} ({plain(hardened.opens)})")
     raise typer.Exit(hardened.result.exit_code)
 
 
@@ -388,25 +502,121 @@ def explain(
 @app.command()
 def render(
     result: Annotated[Path, typer.Argument(help="result.json, or the folder that holds it.")],
-    to: Annotated[str, typer.Option("--format", help="html or markdown.")] = "html",
+    to: Annotated[str, typer.Option("--format", help="html, markdown, junit, sarif or github (lines of a log).")] = "html",
     out: Annotated[Path | None, typer.Option(help="File to write; unstated: standard output.")] = None,
 ) -> None:
     """Draw a report from result.json alone."""
     from importlib import import_module
 
     from audit.errors import closest
-    from audit.result import Result, write_atomically
+    from audit.result import Result
 
-    if to not in ("html", "markdown"):
-        raise UsageError(f"no format {to!r}; {closest(to, ['html', 'markdown'])}")
+    if to not in FORMATS:
+        raise UsageError(f"no format {to!r}; {closest(to, list(FORMATS))}")
     loaded = Result.load(result)
     _warn_of_edits(loaded)
     text: str = import_module(f"audit.report.{to}").render(loaded)
-    if out is None:
-        sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]  # the bytes that the run wrote
-        _write(text, end="")
-    else:
-        write_atomically(out, text.encode(errors="backslashreplace"))
+    _write_or_print(text, out, meant=to == "github")
+
+
+@app.command()
+def diff(
+    old: Annotated[Path, typer.Argument(help="The older result.json, or the folder that holds it.")],
+    new: Annotated[Path, typer.Argument(help="The newer one.")],
+    max_drop: Annotated[
+        float | None, typer.Option(help="How much worse the primary metric may be, in its own unit: 0.02.")
+    ] = None,
+    primary: Annotated[
+        str | None, typer.Option(help="Metric that is tested alone; unstated: performance.accuracy or performance.r2.")
+    ] = None,
+    to: Annotated[str, typer.Option("--format", help="text, html, markdown or json.")] = "text",
+    out: Annotated[Path | None, typer.Option(help="File to write; unstated: standard output.")] = None,
+    debug: Debug = False,  # noqa: ARG001 - main reads it
+) -> None:
+    """Say what became better or worse from OLD to NEW, beyond noise.
+
+    Ends with 1 if anything surely became worse, with 4 if the primary metric cannot be compared, else with 0. With
+    --max-drop it ends with 0 only if the primary metric is shown to have dropped by at most that and nothing else is surely
+    worse, with 4 if that cannot be told.
+    """
+    from audit.errors import closest
+    from audit.report import diff as diffing
+
+    if to not in diffing.FORMATS:
+        raise UsageError(f"no format {to!r}; {closest(to, list(diffing.FORMATS))}")
+    compared = diffing.compare_files(old, new, max_drop=max_drop, primary=primary)
+    _write_or_print(compared.render(to), out)
+    for edit in compared.edits:
+        _say_error(edit)
+    if out is not None:
+        _write(compared.render("text"), end="")
+    raise typer.Exit(compared.exit_code)
+
+
+@app.command()
+def trend(
+    folder: Annotated[Path, typer.Argument(help="Folder with results in it, at any depth.")],
+    out: Annotated[Path, typer.Option(help="Page to write.")] = Path("trend.html"),
+    metric: Annotated[list[str] | None, typer.Option(help="Metric to draw; may be repeated; unstated: headlines.")] = None,
+    debug: Debug = False,  # noqa: ARG001 - main reads it
+    quiet: Quiet = False,
+) -> None:
+    """Draw all results below FOLDER by time, as one HTML page. It compares nothing: see audit diff.
+
+    Ends with 4 where there is no result to draw.
+    """
+    from audit.plain import plain
+    from audit.report import trend as drawing
+
+    found = drawing.read_folder(folder)
+    _write_or_print(drawing.render(found, metric or []), out)
+    for fault in found.faults[: drawing.MOST_FAULTS]:
+        _say_error(f"not shown: {fault.file}: {fault.why}")
+    if not quiet:
+        _write(f"{len(found.runs):,} results, {len(found.faults):,} files not shown\n  trend: {plain(str(out))}")
+    raise typer.Exit(0 if found.runs else 4)
+
+
+@app.command()
+def verify(
+    folder: Annotated[Path, typer.Argument(help="Folder that audit run wrote.")],
+    key: Annotated[Path | None, typer.Option(help="Public ed25519 key (PEM) that must have signed it.")] = None,
+    model: Annotated[str | None, typer.Option(help="Model file that it must be about.")] = None,
+    data: Annotated[str | None, typer.Option(help="Data that it must have been made with.")] = None,
+    baseline: Annotated[Path | None, typer.Option(help="Older result that it must have been compared with.")] = None,
+    config: Annotated[Path | None, typer.Option(help="audit.toml whose limits it must have been judged by.")] = None,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Never end with 0 unless limits are set, and cleared or waived.")
+    ] = False,
+    debug: Debug = False,  # noqa: ARG001 - main reads it
+    quiet: Quiet = False,
+) -> None:
+    """Check that FOLDER holds what a run wrote, and judge it anew.
+
+    Ends with 3 where anything does not hold, else with the exit code of the verdict.
+    """
+    from audit import verifying
+
+    found = verifying.verify(folder, key=key, model=model, data=data, baseline=baseline, config=config, gate=gate)
+    if not quiet:
+        _write(str(found))
+    raise typer.Exit(found.exit_code)
+
+
+@app.command()
+def sign(
+    folder: Annotated[Path, typer.Argument(help="Folder that audit run wrote.")],
+    key: Annotated[Path, typer.Option(help="Private ed25519 key (PEM); AUDIT_KEY_PASSPHRASE opens an encrypted one.")],
+    debug: Debug = False,  # noqa: ARG001 - main reads it
+    quiet: Quiet = False,
+) -> None:
+    """Sign what a run wrote, whatever its verdict, once it is verified: result.dsse.json names every file and its hash."""
+    from audit import verifying
+    from audit.plain import plain
+
+    path = verifying.sign(folder, key)
+    if not quiet:
+        _write(f"signed: {plain(str(path))}")
 
 
 @app.command()
@@ -424,7 +634,7 @@ def inspect(
 
     found = inspecting.inspect(file)
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None  # whole lines for grep and files
-    _write(json.dumps(found.to_dict(), indent=1) if as_json else found.text(everything=everything, width=width))
+    _write(harmless_json(json.dumps(found.to_dict(), indent=1)) if as_json else found.text(everything=everything, width=width))
     raise typer.Exit(found.exit_code)
 
 
@@ -445,6 +655,7 @@ def main() -> NoReturn:
     signal.signal(signal.SIGTERM, _interrupt)
     # An output that cannot hold a character must not turn a verdict into an internal error.
     sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    guard_log()
     if len(sys.argv) == 1:
         app(["--help"], prog_name="audit", standalone_mode=False)
         sys.exit(2)  # not 0: a gate whose arguments got lost asked for nothing
@@ -502,6 +713,25 @@ def _warn_of_edits(result: Any) -> None:
         print(f"audit: the file says {result.verdict!r}, but what it holds is judged {again!r}: it was edited", file=sys.stderr)
 
 
+def _write_or_print(text: str, out: Path | None, *, meant: bool = False) -> None:
+    """Write a page to `out` or standard output; the log of a CI job gets no command in it, unless that is what is `meant`."""
+    from audit.console import leads_to_file, unguarded
+    from audit.result import write_atomically
+
+    if out is None:
+        sys.stdout.reconfigure(encoding="utf-8", newline="")  # type: ignore[union-attr]  # the bytes that the run wrote
+        raw = meant or leads_to_file(sys.stdout)
+        _write(text, end="", stream=unguarded(sys.stdout) if raw else None)
+    else:
+        write_atomically(out, text.encode(errors="backslashreplace"))
+
+
+def _say_error(message: str) -> None:
+    from audit.plain import plain
+
+    print(f"audit: {plain(message)}", file=sys.stderr)
+
+
 def _say_result(result: Any, out: Path, checks: list[str] | None = None) -> None:
     from audit.plain import plain
     from audit.policy import describe
@@ -520,10 +750,10 @@ def _say_result(result: Any, out: Path, checks: list[str] | None = None) -> None
     _write("\n".join([*lines, f"  report: {plain(str(out / 'report.html'))}"]))
 
 
-def _write(text: str, end: str = "\n") -> None:
+def _write(text: str, end: str = "\n", stream: Any = None) -> None:
     """Print to standard output. Where its reader has gone, as ``head`` does, the exit code is still the verdict's."""
     try:
-        print(text, end=end, flush=True)
+        print(text, end=end, flush=True, file=stream)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Mapping
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +30,7 @@ LEAST_CONFIDENCE = 0.8
 MOST = 2**63 - 1  # of a whole number: readers of result.json in other languages take no larger one
 MOST_SAMPLES = 2**31 - 1  # of a batch
 TOO_DEEP = f"its tables or lists are nested more than {MOST_NESTED} deep"
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 CODE_OPTIONS = {"arch", "arch_args", "preprocess", "trust_model", "trust"}
 
 
@@ -74,28 +77,73 @@ class RunSection(Section):
     out: str = Field(default="audit-out", min_length=1)  # an empty one would be the current folder
     gate: bool = False
     save_samples: bool = True
+    budget: float | None = Field(default=None, gt=0, allow_inf_nan=False)  # seconds
+    baseline: str | None = Field(default=None, min_length=1)
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Any:
+        return seconds(value)
 
 
 class Limit(Section):
-    """One ``[[policy.limit]]``: the confidence bound of a metric must clear it."""
+    """One ``[[policy.limit]]``: the confidence bound of a metric must clear it.
+
+    `max_drop` is how much worse than in the baseline (``--baseline``) the metric may be, in its own unit.
+    """
 
     metric: str
     min: float | None = Field(default=None, allow_inf_nan=False)
     max: float | None = Field(default=None, allow_inf_nan=False)
+    max_drop: float | None = Field(default=None, allow_inf_nan=False, ge=0)
     required: bool = True
 
     @model_validator(mode="after")
     def _one_side(self) -> Limit:
-        if (self.min is None) == (self.max is None):
-            raise ValueError("give either min or max")
+        if (self.min, self.max, self.max_drop).count(None) != 2:
+            raise ValueError("give one of min, max and max_drop")
         return self
 
 
+class Waiver(Section):
+    """One ``[[policy.waiver]]``: somebody answers for a limit that fails, until a day.
+
+    The last day on which it holds is `expires`, in UTC.
+    """
+
+    metric: str
+    reason: str
+    owner: str
+    expires: date
+
+    @field_validator("reason", "owner")
+    @classmethod
+    def _says_something(cls, text: str) -> str:
+        if not any(char.isalnum() for char in text):  # blanks, or characters that nobody sees
+            raise ValueError("should say something")
+        return text
+
+    @field_validator("expires", mode="before")
+    @classmethod
+    def _a_day(cls, value: Any) -> Any:
+        # A time would lose its offset, and a number would be read as seconds since 1970.
+        written = isinstance(value, str) and re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", value)
+        if not written and (not isinstance(value, date) or isinstance(value, datetime)):
+            raise ValueError("should be a day, such as 2026-12-31, which ends in UTC")
+        return value
+
+
 class PolicySection(Section):
-    """``[policy]``: limits and the confidence of all intervals."""
+    """``[policy]``: limits, who waived which, and the confidence of all intervals.
+
+    With `looks` = ``many`` limits are held against confidence sequences, which stay valid where a gate looks again and again as
+    samples come in, and stops when it likes what it sees.
+    """
 
     confidence: float = 0.95
+    looks: Literal["once", "many"] = "once"
     limit: list[Limit] = Field(default_factory=list)
+    waiver: list[Waiver] = Field(default_factory=list)
 
     @field_validator("confidence")
     @classmethod
@@ -158,6 +206,22 @@ def parse_setting(text: str) -> tuple[str, str, Any]:
         return section, key, text
     # A line break in the value would make more keys of it: then it is text.
     return section, key, held["value"] if list(held) == ["value"] else text
+
+
+def seconds(value: Any) -> Any:
+    """Return a stated time in seconds (``90s``, ``10m``, ``1.5h``); what is no text is returned as it is.
+
+    Raises
+    ------
+    ValueError
+        It is text, but no time.
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", value)
+    if match is None:
+        raise ValueError("a time is seconds, or a number with s, m or h: 90s, 10m, 1.5h")
+    return float(match[1]) * UNITS[match[2] or "s"]
 
 
 def _parse(text: str) -> dict[str, Any]:
@@ -241,6 +305,6 @@ def _fields_at(model: Any, path: tuple[int | str, ...]) -> list[str]:
         annotation = field.annotation if field is not None else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             model = annotation
-        elif part == "limit":
-            model = Limit
+        elif part in ("limit", "waiver"):
+            model = {"limit": Limit, "waiver": Waiver}[part]
     return list(getattr(model, "model_fields", {}))

@@ -12,6 +12,8 @@
      ├─ IncompleteError     4    the evidence is too weak to go on (clean accuracy is not the one that was stated)
      └─ PolicyFailed        1 or 4   raised by ``audit.require``: a limit failed, or was not decided
 
+`BudgetSpent` stands apart: it stops the work of a run inside a run, which then ends as incomplete.
+
 A message says what was expected, what was got, and how to mend it.
 """
 
@@ -64,6 +66,13 @@ class PolicyFailed(AuditError):
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class BudgetSpent(BaseException):
+    """The wall clock of a run is spent (``--budget``).
+
+    No Exception: where a check or an explainer takes any exception of the network's for an answer, this must not be one.
+    """
 
 
 def closest(name: str, known: list[str]) -> str:

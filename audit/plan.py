@@ -10,7 +10,7 @@ from pathlib import Path
 
 from audit.checks import base
 from audit.checks.base import Check, MetricDoc, Stage, Task
-from audit.config import Config, Limit, validate
+from audit.config import Config, Limit, PolicySection, validate
 from audit.data.base import Dataset
 from audit.errors import AuditError, UsageError, closest
 from audit.model.wrapper import Model
@@ -113,21 +113,40 @@ def chosen_checks(config: Config) -> list[str]:
     return chosen
 
 
-def check_limits(limits: Sequence[Limit], more: Sequence[MetricDoc] = ()) -> None:
-    """Raise a UsageError for a limit that no check could ever measure, nor any metric in `more`, or that says nothing."""
+def check_limits(policy: PolicySection, more: Sequence[MetricDoc] = (), *, baseline: bool = False) -> None:
+    """Raise a UsageError for a limit that no check could ever measure, nor any metric in `more`, or that says nothing.
+
+    So for a waiver of a limit that there is none of, and for ``max_drop`` without a `baseline`.
+    """
     docs = [*(doc for check in base.registry().values() for doc in check.metrics), *more]
-    for limit in limits:
-        doc = next((doc for doc in docs if _matches(limit.metric, doc.id)), None)
+    limited = [limit.metric for limit in policy.limit]
+    for waiver in policy.waiver:
+        if waiver.metric not in limited:
+            raise UsageError(f"a waiver for {waiver.metric!r}, on which there is no limit; {closest(waiver.metric, limited)}")
+    for limit in policy.limit:
+        doc = next((doc for doc in docs if is_of(limit.metric, doc.id)), None)
         if doc is None:
             near = closest(limit.metric, [doc.id for doc in docs])
             raise UsageError(f"no check measures {limit.metric!r}; {near}; see audit list metrics")
-        if (limit.min is None) == (limit.max is None):
-            raise UsageError(f"the limit on {limit.metric!r} should have either min or max")
+        if (limit.min, limit.max, limit.max_drop).count(None) != 2:
+            raise UsageError(f"the limit on {limit.metric!r} should have one of min, max and max_drop")
+        if limit.max_drop is not None:
+            _check_drop(limit, doc, baseline)
+            continue
         side, other = ("min", "max") if doc.direction == "higher" else ("max", "min")
         if getattr(limit, other) is not None:
             raise UsageError(f"{limit.metric} is better {doc.direction}, so a limit on it needs {side}, got {other}")
         if doc.range == "0 to 1":
             _check_fraction(limit)
+        elif doc.range == "-1 to 1":
+            _check_difference(limit)
+
+
+def _check_drop(limit: Limit, doc: MetricDoc, baseline: bool) -> None:
+    if not baseline:
+        raise UsageError(f"max_drop on {limit.metric!r} needs an older result: --baseline OLD.json (pytest: --audit-baseline)")
+    if doc.unit == "fraction" and limit.max_drop is not None and limit.max_drop >= 1:
+        raise UsageError(f"{limit.metric} is a share, so max_drop should be below 1, such as 0.02, got {limit.max_drop:g}")
 
 
 def _check_fraction(limit: Limit) -> None:
@@ -138,7 +157,16 @@ def _check_fraction(limit: Limit) -> None:
         raise UsageError(f"{limit.metric} lies between 0 and 1, so max should be at least 0 and below 1, got {limit.max:g}")
 
 
-def _matches(metric: str, pattern: str) -> bool:
+def _check_difference(limit: Limit) -> None:
+    """As `_check_fraction`, for a metric between -1 and 1: 5 where 0.05 was meant."""
+    if limit.min is not None and not -1 < limit.min <= 1:
+        raise UsageError(f"{limit.metric} lies between -1 and 1, so min should be above -1 and at most 1, got {limit.min:g}")
+    if limit.max is not None and not -1 <= limit.max < 1:
+        raise UsageError(f"{limit.metric} lies between -1 and 1, so max should be at least -1 and below 1, got {limit.max:g}")
+
+
+def is_of(metric: str, pattern: str) -> bool:
+    """Tell whether a metric's id is one of those that a row of docs/metrics.md stands for."""
     parts, wanted = metric.split("."), pattern.split(".")
     return len(parts) == len(wanted) and all(w.startswith("<") or w == p for p, w in zip(parts, wanted, strict=True))
 
@@ -156,6 +184,27 @@ def _in_order(stages: Mapping[str, Stage]) -> list[Stage]:
             placed.add(stage.id)
             del waiting[stage.id]
     return ordered
+
+
+def announce(model: Model, data: Dataset, plan: Plan) -> str:
+    """Say what goes in and what will be done, before it is done."""
+    shape = " × ".join(str(side) for side in data.test.x.shape[1:])
+    what = f"{len(data.columns)} columns: {', '.join(data.columns)}" if data.columns else f"{shape} each"
+    checks = [item.check.id for item in plan.planned if item.not_applicable is None]
+    skipped = [f"{item.check.id} does not apply ({item.not_applicable})" for item in plan.planned if item.not_applicable]
+    lines = [
+        f"network: {model.origin.source}, {model.task}, returns {model.output}"
+        + (f", {model.classes} classes" if model.task == "classification" else ""),
+        f"data: {data.source}, {len(data.test):,} samples, {what}; as {data.test.x.dtype} from {data.test.x.min():g} to "
+        f"{data.test.x.max():g}"
+        + (f"; reference: {len(data.reference):,} samples" if data.reference else "; no reference part")
+        + (f"; anomalies: {len(data.anomalies):,} inputs" if data.anomalies else ""),
+        *(f"note: {note}" for note in (*model.notes, *data.notes)),
+        f"checks: {', '.join(checks)}; at most about {plan.passes(data):,.0f} passes of one sample"
+        + (", more for the explainers" if any(stage.id.startswith("explanation.") for stage in plan.stages) else ""),
+        *(f"note: {line}" for line in skipped),
+    ]
+    return "\n".join(line.replace("\n", " ") for line in lines)
 
 
 def part_size(data: Dataset, part: str) -> int:

@@ -25,7 +25,7 @@ from audit.data.base import Dataset, Part
 from audit.model.wrapper import Model, weights_sha256
 from audit.result import DataInfo, ModelInfo, Spec
 
-PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn")
+PACKAGES = ("torch", "numpy", "scipy", "pandas", "scikit-learn", "fairlearn", "matplotlib", "jinja2")
 
 
 def job_key(model: Model, data: Dataset, config: Config, behaviour: str) -> str:
@@ -45,7 +45,14 @@ def job_key(model: Model, data: Dataset, config: Config, behaviour: str) -> str:
             "data": [None if part is None else _part_key(part) for part in (data.test, data.reference, data.anomalies)],
             "columns": [data.kind, data.columns, data.classes],
             "bounds": None if data.bounds is None else [side.tolist() for side in data.bounds],
-            "config": _finite_json(config.model_dump(exclude={"policy": {"limit"}, "run": {"gate", "out", "checks", "skip"}})),
+            "config": _finite_json(
+                config.model_dump(
+                    exclude={
+                        "policy": {"limit", "waiver", "looks"},
+                        "run": {"gate", "out", "checks", "skip", "baseline", "budget"},
+                    }
+                )
+            ),
             "versions": [_version("audit"), torch.__version__, np.__version__, *map(_version, PACKAGES)],
             "plugins": sorted(
                 str(getattr(point.dist, "version", "")) + point.value for point in entry_points(group="audit.checks")

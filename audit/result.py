@@ -19,9 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from audit.console import harmless_json
 from audit.errors import InputError, OutputError
+from audit.files import read_file
 
 SCHEMA_VERSION: Literal["1"] = "1"
+MAX_BYTES = 2**28  # of a result: one of ten million samples and twenty outcomes is smaller
+MOST = 2**63 - 1  # of a whole number: readers in other languages take no larger one
 VERDICT_EXIT_CODES = {"pass": 0, "unjudged": 0, "fail": 1, "incomplete": 4}
 
 MetricId = Annotated[str, Field(pattern=r"^[a-z0-9_]+(\.[a-z0-9_]+)+$")]
@@ -39,7 +43,8 @@ class Metric(Record):
     """A measured value with its interval and with what it takes to judge it.
 
     `kind` says what the number is of the truth: an estimate, an upper bound (no attack found a lower one) or a lower bound
-    (a certificate). `direction` says which way is better.
+    (a certificate). `direction` says which way is better. `outcome` names the outcome of the same check whose share the metric
+    is, or, with ``not`` before it, the share of whose opposite: then two audits of the same samples are compared in pairs.
     """
 
     id: MetricId
@@ -47,13 +52,14 @@ class Metric(Record):
     low: Number | None
     high: Number | None
     confidence: Annotated[float, Field(gt=0, lt=1)]
-    n: Annotated[int, Field(ge=0)]
+    n: Annotated[int, Field(ge=0, le=MOST)]
     method: str
     kind: Literal["estimate", "upper", "lower"] = "estimate"
     direction: Literal["higher", "lower"] = "higher"
     unit: str = "fraction"
     params: dict[str, JsonValue] = Field(default_factory=dict)
     detail: str = ""
+    outcome: str = ""
 
     @model_validator(mode="after")
     def _interval_is_one(self) -> Metric:
@@ -67,6 +73,7 @@ class Evidence(Record):
     """A test of the measurement itself: `ok`, or not, with the figure that decided it.
 
     `one_sided` evidence, where it is not ok, can only have flattered the network: a figure that fails all the same stands.
+    `about` lists the metrics that rest on it; where it is empty, all of its check do.
     """
 
     id: MetricId
@@ -74,6 +81,20 @@ class Evidence(Record):
     detail: str
     value: Number | None = None
     one_sided: bool = False
+    about: list[MetricId] = Field(default_factory=list)
+
+    def concerns(self, metric_id: str) -> bool:
+        """Tell whether a metric of the same check rests on this."""
+        return not self.about or metric_id in self.about
+
+
+def undermining(evidence: Iterable[Evidence], metrics: Iterable[Metric]) -> list[Evidence]:
+    """Return the evidence that is not ok, where it leaves no metric of a check to believe; else an empty list."""
+    failed = [e for e in evidence if not e.ok]
+    for metric in metrics:
+        if not any(e.concerns(metric.id) for e in failed):
+            return []
+    return failed
 
 
 class Finding(Record):
@@ -171,6 +192,20 @@ class OutcomeTable(BaseModel):
             raise InputError(f"outcome {name!r} should pack {self.n} bits, but holds {packed.size} bytes")
         return np.unpackbits(packed, count=self.n).astype(np.bool_)
 
+    def successes(self, metric: Metric) -> NDArray[np.bool_]:
+        """Return for each sample whether it counts for `metric`, which names the outcome; errors as in `bits`."""
+        name = metric.outcome.removeprefix("not ")
+        bits = self.bits(name)
+        return ~bits if name != metric.outcome else bits
+
+    def bears_out(self, metric: Metric) -> bool:
+        """Tell whether `metric` is the share of the outcome that it names."""
+        try:
+            successes = self.successes(metric)
+        except (KeyError, InputError):
+            return False
+        return metric.n == self.n > 0 and metric.value is not None and abs(metric.value - successes.mean()) < 1e-6
+
 
 class CheckResult(Record):
     """The answer of one check. `status` says whether it was measured soundly; pass and fail belong to the policy."""
@@ -189,6 +224,19 @@ class CheckResult(Record):
     cost: Cost = Field(default_factory=Cost)
     not_tested: list[str] = Field(default_factory=list)
     artifact: str | None = None
+    artifact_sha256: str | None = None
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> CheckResult:
+        # A metric and the bits that it is the share of are compared in different places: they must be one and the same.
+        known = {metric.id for metric in self.metrics}
+        for evidence in self.evidence:
+            if not known.issuperset(evidence.about):
+                raise ValueError(f"{evidence.id} should be about metrics of {self.id}, got {evidence.about}")
+        for metric in self.metrics:
+            if metric.outcome and (self.outcomes is None or not self.outcomes.bears_out(metric)):
+                raise ValueError(f"{metric.id} should be the share of the outcome {metric.outcome!r}, but is not")
+        return self
 
     def metric(self, metric_id: str) -> Metric:
         """Return the metric with this id; the error lists the ids that there are."""
@@ -199,11 +247,16 @@ class CheckResult(Record):
 
 
 class Judgement(Record):
-    """One limit of the policy held against its metric."""
+    """One limit of the policy held against its metric.
+
+    `bound` is the confidence bound that was held against the limit: of the metric, or for ``max_drop`` of how much worse it
+    became than in the baseline.
+    """
 
     metric: str
     min: Number | None = None
     max: Number | None = None
+    max_drop: Number | None = None
     bound: Number | None = None
     p_fail: Number | None = None
     outcome: Literal["pass", "fail", "incomplete", "waived"]
@@ -213,9 +266,78 @@ class Judgement(Record):
 
     @model_validator(mode="after")
     def _one_side(self) -> Judgement:
-        if (self.min is None) == (self.max is None):
-            raise ValueError(f"the limit on {self.metric} should have either min or max")
+        if (self.min, self.max, self.max_drop).count(None) != 2:
+            raise ValueError(f"the limit on {self.metric} should have min, max or max_drop, one of them")
         return self
+
+
+class Change(Record):
+    """How one metric differs between two results.
+
+    Attributes
+    ----------
+    old, new
+        Its values.
+    change, low, high
+        New less old, with its interval; None where the two cannot be compared.
+    p_worse
+        One-sided p-value against the claim that it became no worse.
+    method
+        How the interval was made; it begins with ``paired`` where both hold the same samples.
+    n
+        Samples of the new result; for a paired comparison, of both.
+    outcome
+        ``better`` or ``worse`` where the change is beyond noise, also after correction for the number of comparisons (that of
+        the primary metric is tested alone), ``unchanged`` within noise, or ``not_comparable``.
+    reason
+        Why it cannot be compared, or what must be known of the comparison.
+    """
+
+    metric: MetricId
+    direction: Literal["higher", "lower"]
+    unit: str = "fraction"
+    old: Number | None = None
+    new: Number | None = None
+    change: Number | None = None
+    low: Number | None = None
+    high: Number | None = None
+    p_worse: Number | None = None
+    method: str = ""
+    n: int = 0
+    primary: bool = False
+    outcome: Literal["better", "worse", "unchanged", "not_comparable"]
+    reason: str = ""
+
+
+class Comparison(Record):
+    """What changed between an older result and this one.
+
+    Attributes
+    ----------
+    verdict
+        The outcome of the primary comparison, or ``worse`` where any other metric surely is.
+    source, sha256, started_at, model_sha256
+        Of the older result: where it was read, the hash of its file, when it ran, and the hash of its network.
+    paired
+        Whether both hold the same samples.
+    notes
+        What differs between the two runs beside the network: data, radius, seed of sampling, versions.
+    """
+
+    verdict: Literal["better", "worse", "unchanged", "not_comparable"]
+    sentence: str
+    source: str
+    sha256: str
+    started_at: str
+    model_sha256: str
+    confidence: float = 0.95
+    paired: bool = False
+    changes: list[Change] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+
+    def change(self, metric_id: str) -> Change | None:
+        """Return the change of a metric, None where neither result measured it."""
+        return next((change for change in self.changes if change.metric == metric_id), None)
 
 
 class Spec(Record):
@@ -285,6 +407,7 @@ class Result(Record):
     data: DataInfo
     checks: list[CheckResult] = Field(default_factory=list)
     policy: list[Judgement] = Field(default_factory=list)
+    comparison: Comparison | None = None
 
     def __getitem__(self, check_id: str) -> CheckResult:
         for check in self.checks:
@@ -298,7 +421,8 @@ class Result(Record):
 
     def to_json(self) -> str:
         """Return result.json's text: keys in the order of the schema, no NaN, no infinity."""
-        return json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        text = json.dumps(self.model_dump(mode="json"), indent=1, ensure_ascii=False, allow_nan=False)
+        return harmless_json(text) + "\n"  # people print it in the logs of CI jobs
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str = "result.json") -> Result:
@@ -325,13 +449,10 @@ class Result(Record):
         """Read ``result.json``, or the one in a folder that ``audit run`` wrote."""
         file = Path(path)
         file = file / "result.json" if file.is_dir() else file
-        try:
-            return cls.from_json(file.read_bytes(), str(file))
-        except OSError as error:
-            raise InputError(f"cannot read the result {file}: {error.strerror or error}") from None
+        return cls.from_json(read_file(file, "result", InputError, MAX_BYTES), str(file))
 
     def save(self, out: str | os.PathLike[str]) -> Path:
-        """Write result.json, report.html and summary.md into folder `out`; return the folder.
+        """Write result.json, report.html, summary.md and junit.xml into folder `out`; return the folder.
 
         All files are written beside their places, then renamed, so that there is never half a report.
 
@@ -405,6 +526,20 @@ def make_folder(out: str | os.PathLike[str]) -> Path:
             "choose another with --out"
         ) from None
     return folder
+
+
+def drop_reports(out: Path) -> None:
+    """Delete what an earlier run wrote into `out`: one that ends early must leave no older verdict there as if it were its own.
+
+    An OutputError says what cannot be deleted.
+    """
+    for name in ("result.json", *_renderers()):
+        try:
+            (out / name).unlink(missing_ok=True)
+        except OSError as error:
+            raise OutputError(
+                f"cannot replace {out / name}: {error.strerror or error}; choose another folder with --out"
+            ) from None
 
 
 def write_atomically(path: Path, content: bytes) -> None:

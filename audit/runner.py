@@ -1,15 +1,17 @@
 """Plan, execute, collect: turns a model, data and a configuration into a Result.
 
 The plan is a graph of stages; a stage is a list of jobs, each over a block of samples. Jobs share nothing; between stages
-their arrays are merged in the order of sample ids. A finished job is stored at once, so that a killed run goes on where it was.
+their arrays are merged in the order of sample ids. A finished job is stored at once, so that a run that was killed, or whose
+budget ran out, goes on where it was.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +19,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from audit.budget import Budget, check_deadline, until
 from audit.cache import Cache, FinishedJob
 from audit.checks import base
 from audit.checks.base import Arrays, Block, Check, Merged, Stage
+from audit.compare import Stored, compare
 from audit.config import Config
 from audit.data.base import Dataset
-from audit.errors import AuditError, OutputError
+from audit.errors import AuditError, BudgetSpent, OutputError
 from audit.model.wrapper import Model
-from audit.plan import Plan, Planned, check_limits, describe_error, make_plan, part_size
+from audit.plan import Plan, Planned, announce, check_limits, describe_error, make_plan, part_size
 from audit.policy import judge
 from audit.preflight import expect_accuracy, preflight
 from audit.progress import Progress
 from audit.provenance import data_info, job_key, model_info, spec_of
 from audit.result import (
     CheckResult,
+    Comparison,
     Cost,
     Finding,
     Passes,
     Result,
     make_folder,
     own_folder,
+    undermining,
     write_atomically,
 )
 
@@ -49,6 +55,7 @@ def execute(
     data: Dataset,
     config: Config,
     *,
+    baseline: Stored | None = None,
     out: Path | None = None,
     fresh: bool = False,
     progress: Progress | None = None,
@@ -61,6 +68,8 @@ def execute(
     ----------
     model, data, config
         What to audit, with what, and how.
+    baseline
+        An older result that this one is compared with; limits with ``max_drop`` need it.
     out
         Folder for finished jobs and artifacts; nothing is written where None.
     fresh
@@ -83,61 +92,79 @@ def execute(
         data = data.sample(config.run.samples, config.run.seed)
     with model.session():
         behaviour = preflight(model, data)
-        check_limits(config.policy.limit)
+        check_limits(config.policy, baseline=baseline is not None)
         plan = make_plan(model, data, config, debug=debug)
         cache = Cache(out, job_key(model, data, config, behaviour), fresh=fresh)
-        progress.say(_announce(model, data, plan))
+        progress.say(announce(model, data, plan))
         progress.plan(plan.passes(data))
-        run = _Run(model, data, config, plan, cache, progress, debug)
-        results = run.collect(out if config.run.save_samples else None)
+        budget = Budget(config.run.budget, clock, kept=out is not None)
+        run = _Run(model, data, config, plan, cache, progress, budget, debug)
+        with until(budget.deadline):
+            results = run.collect(out if config.run.save_samples else None)
     if out is not None:
         _drop_stale_artifacts(out, results)
-    verdict = judge(config.policy, results, gate=config.run.gate, required=config.run.checks or ())
-    return Result(
-        verdict=verdict.word,
-        sentence=verdict.sentence,
-        exit_code=verdict.exit_code,
+    result = Result(
+        verdict="unjudged",
+        exit_code=0,
         started_at=started.strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - clock, 3),
         spec=spec_of(config, model, command, [item.check.id for item in plan.planned]),
         model=model_info(model, data),
         data=data_info(data),
         checks=results,
-        policy=verdict.judgements,
+    )
+    if baseline is not None:
+        result = result.model_copy(update={"comparison": _compared(baseline, result, config)})
+    return judged(result, config)
+
+
+def judged(result: Result, config: Config, required: Sequence[str] | None = None) -> Result:
+    """Return the result with the verdict that a configuration's policy gives it, as of the day on which it started."""
+    verdict = judge(
+        config.policy,
+        result.checks,
+        gate=config.run.gate,
+        required=(config.run.checks or ()) if required is None else required,
+        comparison=result.comparison,
+        today=date.fromisoformat(result.started_at[:10]),
+    )
+    return result.model_copy(
+        update={
+            "verdict": verdict.word,
+            "sentence": verdict.sentence,
+            "exit_code": verdict.exit_code,
+            "policy": verdict.judgements,
+        }
     )
 
 
-def _announce(model: Model, data: Dataset, plan: Plan) -> str:
-    """Say what goes in and what will be done, before it is done."""
-    shape = " × ".join(str(side) for side in data.test.x.shape[1:])
-    what = f"{len(data.columns)} columns: {', '.join(data.columns)}" if data.columns else f"{shape} each"
-    checks = [item.check.id for item in plan.planned if item.not_applicable is None]
-    skipped = [f"{item.check.id} does not apply ({item.not_applicable})" for item in plan.planned if item.not_applicable]
-    lines = [
-        f"network: {model.origin.source}, {model.task}, returns {model.output}"
-        + (f", {model.classes} classes" if model.task == "classification" else ""),
-        f"data: {data.source}, {len(data.test):,} samples, {what}; as {data.test.x.dtype} from {data.test.x.min():g} to "
-        f"{data.test.x.max():g}"
-        + (f"; reference: {len(data.reference):,} samples" if data.reference else "; no reference part")
-        + (f"; anomalies: {len(data.anomalies):,} inputs" if data.anomalies else ""),
-        *(f"note: {note}" for note in (*model.notes, *data.notes)),
-        f"checks: {', '.join(checks)}; at most about {plan.passes(data):,.0f} passes of one sample",
-        *(f"note: {line}" for line in skipped),
-    ]
-    return "\n".join(line.replace("\n", " ") for line in lines)
+def _compared(baseline: Stored, result: Result, config: Config) -> Comparison:
+    confidence = config.policy.confidence
+    return compare(baseline.result, result, source=baseline.source, sha256=baseline.sha256, confidence=confidence)
 
 
 class _Run:
-    """One execution of a plan: what was found so far, what it cost, which stages failed."""
+    """One execution of a plan: what was found so far, what it cost, which stages failed, which the budget cut off."""
 
     def __init__(
-        self, model: Model, data: Dataset, config: Config, plan: Plan, cache: Cache, progress: Progress, debug: bool
+        self,
+        model: Model,
+        data: Dataset,
+        config: Config,
+        plan: Plan,
+        cache: Cache,
+        progress: Progress,
+        budget: Budget,
+        debug: bool,
     ) -> None:
         self.model, self.data, self.config, self.plan = model, data, config, plan
-        self.cache, self.progress, self.debug = cache, progress, debug
+        self.cache, self.progress, self.budget, self.debug = cache, progress, budget, debug
         self.found: dict[str, Merged] = {}
         self.cost: dict[str, Passes] = {}
         self.failed: dict[str, str] = {}
+        self.cut: set[str] = set()
+        self.unfinished: set[str] = set()
+        self.made: dict[str, float] = {}
 
     def collect(self, artifacts: Path | None = None) -> list[CheckResult]:
         """Run all stages, then let each check conclude; its arrays go into folder `artifacts`, where there is one."""
@@ -151,7 +178,7 @@ class _Run:
         for item in self.plan.planned:
             mark = self._mark()
             result = self._conclude(item, taken)
-            if artifacts is not None and result.status in ("measured", "incomplete"):
+            if artifacts is not None and result.status in ("measured", "incomplete") and result.id not in self.unfinished:
                 result = self._write_artifact(artifacts, item, result)
             results.append(result.model_copy(update={"cost": self._bill(item, self._since(mark), owners)}))
         return results
@@ -162,8 +189,14 @@ class _Run:
         if blocking is not None:
             self.failed[stage.id] = self.failed[blocking]
             return
+        if any(stage.waits_for(other) for other in self.cut):
+            # Where it would go on without a stage that failed, this one is only late: its result would be another next time.
+            self.cut.add(stage.id)
+            return
         try:
             self.found[stage.id] = self._run_stage(stage)
+        except BudgetSpent:
+            self.cut.add(stage.id)
         except OutputError:
             raise  # nothing can be stored, so that going on would only lose more
         except AuditError as error:
@@ -204,15 +237,21 @@ class _Run:
         stored = self.cache.get(stage.id, start) if keep else None
         if stored is not None and _is_of(stored, stage, positions):
             self.cost[stage.id] += stored.cost
-            self.progress.advance(stage.id, stage.passes * len(positions), reused=True)
+            self._advance(stage, len(positions), reused=True)
             return {name: array for name, array in stored.arrays.items() if name != POSITIONS}
         arrays, cost = self._work(stage, positions)
         if keep and (self.config.run.save_samples or not self._looks_like_inputs(arrays)):
             self.cache.put(stage.id, start, FinishedJob({**arrays, POSITIONS: positions}, cost))
-        self.progress.advance(stage.id, stage.passes * len(positions))
+            self.budget.stored += 1
+        self._advance(stage, len(positions))
         return arrays
 
+    def _advance(self, stage: Stage, n: int, *, reused: bool = False) -> None:
+        self.made[stage.id] = self.made.get(stage.id, 0.0) + stage.passes * n
+        self.progress.advance(stage.id, stage.passes * n, reused=reused)
+
     def _work(self, stage: Stage, positions: NDArray[np.int64]) -> tuple[Arrays, Passes]:
+        check_deadline()
         block, mark = self._block(stage.part, positions), self._mark()
         try:
             arrays = stage.job(block)
@@ -262,17 +301,51 @@ class _Run:
         check = item.check
         if item.not_applicable is not None:
             return _plain(check, "not_applicable", item.not_applicable)
-        broken = [item.error] if item.error else [self.failed[s.id] for s in item.stages if s.id in self.failed]
+        broken = [item.error] if item.error else [self.failed[id_] for id_ in self._needed(item) if id_ in self.failed]
         if broken:
             return _plain(check, "error", broken[0])
+        if self._was_cut(item):
+            return self._unfinished(item)
         try:
             result = _honest(check, check.conclude(item.task, self.found))
             _claim(result, taken)
+        except BudgetSpent:
+            return self._unfinished(item)
         except Exception as error:
             if self.debug:
                 raise
             return _plain(check, "error", describe_error(error))
         return result
+
+    def _needed(self, item: Planned) -> list[str]:
+        """Return the ids of the stages that a check cannot do without: its own, and what a stated accuracy is held against."""
+        stated = [] if self.config.data.expect_accuracy is None else ["predictions.test"]
+        return [*(stage.id for stage in item.stages), *stated]
+
+    def _was_cut(self, item: Planned) -> bool:
+        return any(stage_id in self.cut for stage_id in self._needed(item))
+
+    def _unfinished(self, item: Planned) -> CheckResult:
+        """Return the result of a check that the budget cut off: incomplete, without a figure."""
+        needed = self._needed(item)
+        stages = [stage for stage in self.plan.stages if stage.id in needed]
+        planned = {stage.id: stage.passes * part_size(self.data, stage.part) for stage in stages}
+        made = sum(planned[id_] if id_ in self.found else self.made.get(id_, 0.0) for id_ in planned)
+        if not self._was_cut(item):
+            what = "what it needs was measured, but not concluded from"
+        elif sum(planned.values()) >= 1:
+            what = f"{made:,.0f} of about {sum(planned.values()):,.0f} passes were made"
+        else:
+            what = f"{sum(id_ in self.found for id_ in planned)} of {len(planned)} stages were finished"
+        self.unfinished.add(item.check.id)
+        return CheckResult(
+            id=item.check.id,
+            status="incomplete",
+            reason=self.budget.reason(what),
+            question=item.check.question,
+            answer="Nothing was concluded: the budget ran out.",
+            not_tested=["all that it asks: the budget ran out"],
+        )
 
     def _write_artifact(self, out: Path, item: Planned, result: CheckResult) -> CheckResult:
         try:
@@ -281,15 +354,17 @@ class _Run:
                 return result
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        except BudgetSpent:
+            return _without_examples(result, self.budget.reason("what it needs was measured"))
         except Exception as error:
             if self.debug:
                 raise
-            reasons = [result.reason] if result.reason else []
-            reason = "; ".join([*reasons, f"its examples could not be collected: {describe_error(error)}"])
-            return result.model_copy(update={"status": "incomplete", "reason": reason})
+            return _without_examples(result, describe_error(error))
         folder = make_folder(own_folder(out, "artifacts"))
-        write_atomically(folder / f"{result.id}.npz", buffer.getvalue())
-        return result.model_copy(update={"artifact": f"artifacts/{result.id}.npz"})
+        content = buffer.getvalue()
+        write_atomically(folder / f"{result.id}.npz", content)
+        sha256 = hashlib.sha256(content).hexdigest()
+        return result.model_copy(update={"artifact": f"artifacts/{result.id}.npz", "artifact_sha256": sha256})
 
     def _bill(self, item: Planned, concluding: Passes, owners: dict[str, str]) -> Cost:
         """Add up what a check cost. A stage that several checks share is paid by the first of them."""
@@ -338,7 +413,7 @@ def _honest(check: Check, result: Any) -> CheckResult:
     """Return a check's own result: *incomplete* where it says *measured* and its evidence says otherwise."""
     if not isinstance(result, CheckResult) or result.id != check.id:
         raise TypeError(f"conclude should return the CheckResult of {check.id!r}, got {getattr(result, 'id', type(result))!r}")
-    failed = [f"{e.id}: {e.detail}" for e in result.evidence if not e.ok]
+    failed = [f"{e.id}: {e.detail}" for e in undermining(result.evidence, result.metrics)]
     if result.status == "measured" and failed:
         return result.model_copy(update={"status": "incomplete", "reason": "; ".join(failed)})
     return result
@@ -349,6 +424,12 @@ def _claim(result: CheckResult, taken: dict[str, str]) -> None:
         if metric.id in taken:
             raise ValueError(f"it measured {metric.id}, which {taken[metric.id]} measured already")
         taken[metric.id] = result.id
+
+
+def _without_examples(result: CheckResult, why: str) -> CheckResult:
+    reasons = [result.reason] if result.reason else []
+    reason = "; ".join([*reasons, f"its examples could not be collected: {why}"])
+    return result.model_copy(update={"status": "incomplete", "reason": reason})
 
 
 def _plain(check: Check, status: str, reason: str) -> CheckResult:

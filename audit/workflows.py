@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,14 @@ from numpy.typing import ArrayLike
 
 from audit.before_after import Hardened, execute_hardening, split_off
 from audit.checks import base
+from audit.compare import unedited
 from audit.config import Config, merge, parse_setting, read_toml, resolve
 from audit.data.base import Dataset, replace_bounds
 from audit.errors import InputError, UsageError
+from audit.forecast import Forecast, forecast
 from audit.model.wrapper import Model
 from audit.progress import Progress
-from audit.result import Result, make_folder, write_atomically
+from audit.result import Result, drop_reports, make_folder, write_atomically
 from audit.runner import execute
 from audit.usercode import load_code
 
@@ -44,6 +47,7 @@ def run(
     expect_sha256: str | None = None,
     reference: Any = None,
     anomalies: Any = None,
+    baseline: str | os.PathLike[str] | None = None,
     target: str | None = None,
     inputs: Sequence[str] | None = None,
     sensitive: Sequence[str] | None = None,
@@ -64,6 +68,7 @@ def run(
     device: str | None = None,
     seed: int | None = None,
     batch_size: int | None = None,
+    budget: float | str | None = None,
     settings: Sequence[str] = (),
     gate: bool | None = None,
     save_samples: bool | None = None,
@@ -84,10 +89,16 @@ def run(
         audit.toml, or the same as nested dicts. Keywords win over it.
     anomalies
         Inputs that are none of what the network is for, from a source of any kind; or ``column:NAME``, which marks them.
+    baseline
+        An older result, its file or folder, that this one is compared with.
+    budget
+        Longest wall clock, from when network and data are loaded: seconds, or ``90s``, ``10m``, ``1.5h``. Checks that it cuts
+        off are incomplete; with `out`, the same call goes on where it stopped.
     policy
         A file, or a dict, whose ``[policy]`` section holds the limits; it replaces the one in `config`.
     out
         Folder to write result.json, report.html, summary.md, artifacts and finished jobs to; nothing is written where None.
+        Reports of an earlier run are deleted before the first pass, so that a run that ends early leaves none.
     settings
         ``section.key=value`` for options of checks.
     progress
@@ -106,6 +117,99 @@ def run(
     >>> result.verdict
     'unjudged'
     """
+    resolved = _asked(**locals())
+    older = None if resolved.run.baseline is None else unedited(resolved.run.baseline)
+    # Absolute, since code of the user's may change the current folder before the results are written.
+    folder = make_folder(out).absolute() if out is not None else None
+    if folder is not None and not _lies_in(resolved.run.baseline, folder):
+        drop_reports(folder)
+    network, samples_ = open_both(
+        model,
+        data,
+        resolved,
+        arch=arch,
+        arch_args=arch_args,
+        trust_model=trust_model,
+        preprocess=preprocess,
+        reference=reference,
+        anomalies=anomalies,
+    )
+    result = execute(
+        network,
+        samples_,
+        resolved,
+        baseline=older,
+        out=folder,
+        fresh=fresh,
+        progress=progress,
+        command=command,
+        debug=debug,
+    )
+    if folder is not None:
+        result.save(folder)
+    return result
+
+
+def dry_run(
+    model: Model | nn.Module | str | os.PathLike[str],
+    data: Dataset | str | os.PathLike[str] | Any = None,
+    **options: Any,
+) -> Forecast:
+    """Return what `run` would do with the same keywords: stages, passes, time, and what it can say of each limit.
+
+    Network and data are loaded and held against each other, and a handful of passes is timed; nothing is written.
+    """
+    given = inspect.signature(run).bind(model, data, **options)
+    given.apply_defaults()
+    resolved = _asked(**given.arguments)
+    older = None if resolved.run.baseline is None else unedited(resolved.run.baseline)
+    opening = ("arch", "arch_args", "trust_model", "preprocess", "reference", "anomalies")
+    network, samples = open_both(model, data, resolved, **{name: given.arguments[name] for name in opening})
+    return forecast(network, samples, resolved, baseline=older is not None, debug=given.arguments["debug"])
+
+
+def _lies_in(baseline: str | None, folder: Path) -> bool:
+    """Tell whether the older result is that of an earlier run into the same folder: it is kept until this one replaces it."""
+    return baseline is not None and folder.resolve() in (Path(baseline).resolve(), Path(baseline).resolve().parent)
+
+
+def _asked(
+    model: Any,  # noqa: ARG001 - `run` hands all that it was given
+    data: Any = None,
+    *,
+    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    policy: str | os.PathLike[str] | Mapping[str, Any] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    expect_sha256: str | None = None,
+    reference: Any = None,
+    anomalies: Any = None,
+    baseline: str | os.PathLike[str] | None = None,
+    target: str | None = None,
+    inputs: Sequence[str] | None = None,
+    sensitive: Sequence[str] | None = None,
+    classes: str | os.PathLike[str] | Sequence[str] | None = None,
+    task: str | None = None,
+    output: str | None = None,
+    mean: ArrayLike | None = None,
+    std: ArrayLike | None = None,
+    bounds: tuple[ArrayLike, ArrayLike] | None = None,
+    expect_accuracy: float | None = None,
+    checks: Sequence[str] | None = None,
+    skip: Sequence[str] | None = None,
+    profile: str | None = None,
+    samples: int | None = None,
+    norm: str | Sequence[str] | None = None,
+    eps: float | str | Sequence[float | str] | None = None,
+    device: str | None = None,
+    seed: int | None = None,
+    batch_size: int | None = None,
+    budget: float | str | None = None,
+    settings: Sequence[str] = (),
+    gate: bool | None = None,
+    save_samples: bool | None = None,
+    **_more: Any,
+) -> Config:
+    """Return the configuration that the keywords of `run` ask for."""
     options = {
         "model": {"task": task, "output": output, "mean": _plain(mean), "std": _plain(std), "expect_sha256": expect_sha256},
         "data": {
@@ -129,32 +233,22 @@ def run(
             "device": device,
             "seed": seed,
             "batch_size": batch_size,
+            "budget": budget,
             "gate": gate,
             "save_samples": save_samples,
             "out": str(out) if out is not None else None,
+            "baseline": None if baseline is None else os.fspath(baseline),
         },
         "robustness": {"norm": norm, "eps": eps} if norm is not None or eps is not None else {},
     }
     resolved, _ = split_off(configuration(config, policy, options, settings))
+    if gate and not resolved.run.gate:
+        raise UsageError("--gate was given, but --set run.gate takes it back: leave one of them out")
+    if save_samples is False and resolved.run.save_samples:
+        raise UsageError("--no-samples was given, but --set run.save_samples takes it back: leave one of them out")
     if resolved.data.source is None and data is None:
         raise UsageError("no data was given: --data FILE, or source = … in [data]")
-    # Absolute, since code of the user's may change the current folder before the results are written.
-    folder = make_folder(out).absolute() if out is not None else None
-    network, samples_ = open_both(
-        model,
-        data,
-        resolved,
-        arch=arch,
-        arch_args=arch_args,
-        trust_model=trust_model,
-        preprocess=preprocess,
-        reference=reference,
-        anomalies=anomalies,
-    )
-    result = execute(network, samples_, resolved, out=folder, fresh=fresh, progress=progress, command=command, debug=debug)
-    if folder is not None:
-        result.save(folder)
-    return result
+    return resolved
 
 
 def configuration(
@@ -243,8 +337,16 @@ def harden(
         sections or {},
     )
     resolved, chosen = split_off(configuration(config, policy, options, settings))
+    if resolved.run.budget is not None:
+        raise UsageError(
+            "a budget is for audit run: audit harden compares two audits that ran to the end, and --max-time ends its "
+            "training; take budget out of [run]"
+        )
     if resolved.data.source is None and data is None:
         raise UsageError("no data was given: --data FILE, or source = … in [data]")
+    folder = make_folder(out).absolute() if out is not None else None
+    if folder is not None:
+        drop_reports(folder)
     network = _model(model, resolved, arch, arch_args, trust_model)
     samples = _data(data, resolved, preprocess, reference=reference, anomalies=None)
     if network.bounds is not None and samples.bounds is None:
@@ -255,7 +357,7 @@ def harden(
         resolved,
         chosen,
         method=None if isinstance(method, str) else method,
-        out=make_folder(out).absolute() if out is not None else None,
+        out=folder,
         fresh=fresh,
         progress=progress,
         command=command,
@@ -469,9 +571,9 @@ def _data(data: Any, config: Config, preprocess: Code | None, *, reference: Any,
         return replace_bounds(loaded, section.bounds) if section.bounds is not None else loaded
     function = load_code(preprocess, "--preprocess").function if isinstance(preprocess, str) else preprocess
     return Dataset.load(
-        section.source if section.source is not None else data,
-        reference=section.reference if section.reference is not None else reference,
-        anomalies=section.anomalies if section.anomalies is not None else anomalies,
+        section.source if data is None or isinstance(data, str | os.PathLike) else data,
+        reference=section.reference if reference is None or isinstance(reference, str | os.PathLike) else reference,
+        anomalies=section.anomalies if anomalies is None or isinstance(anomalies, str | os.PathLike) else anomalies,
         target=section.target,
         inputs=section.inputs,
         sensitive=section.sensitive,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import audit
-from audit import demo_nets
+from audit import cli, demo_nets
 from tests import zoo
 
 # One thread a test process, and in the children that it starts: two workers that spin on two cores are ten times slower.
@@ -45,6 +46,22 @@ def transformer() -> tuple[torch.nn.Module, audit.Dataset]:
 def regressor() -> tuple[torch.nn.Module, audit.Dataset]:
     """Return a regression network for the diabetes table, and its data."""
     return zoo.regressor()
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    """Call the command line in this process; return exit code, standard output and standard error."""
+
+    def called(*arguments: str | Path) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["audit", *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    # pytest's own streams stand in for standard output
+    monkeypatch.setattr(type(sys.stdout), "reconfigure", lambda *_, **__: None, raising=False)
+    return called
 
 
 def _made(folder: Path, make) -> Path:

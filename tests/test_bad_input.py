@@ -248,7 +248,7 @@ REFUSED = {
         ["robustness.step", "did you mean"],
     ),
     "value of the wrong type": ([*GOOD, "--config", "{f}/type.toml"], 2, ["run.seed", "integer", "'many'"]),
-    "limit with two sides": ([*GOOD, "--config", "{f}/both.toml"], 2, ["either min or max"]),
+    "limit with two sides": ([*GOOD, "--config", "{f}/both.toml"], 2, ["one of min, max and max_drop"]),
     "configuration missing": ([*GOOD, "--config", "{f}/absent.toml"], 2, ["configuration", "absent.toml"]),
     "configuration is no TOML": ([*GOOD, "--config", "{f}/syntax.toml"], 2, ["not TOML", "line 1"]),
     "configuration names code": ([*GOOD, "--config", "{f}/arch.toml"], 2, ["'arch' in [model] runs code", "--arch"]),

@@ -30,22 +30,6 @@ LIST = {
 }
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Call the command line in this process; return exit code, standard output and standard error."""
-
-    def called(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["audit", *map(str, arguments)])
-        with pytest.raises(SystemExit) as end:
-            cli.main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    # pytest's own streams stand in for standard output
-    monkeypatch.setattr(type(sys.stdout), "reconfigure", lambda *_, **__: None, raising=False)
-    return called
-
-
 def arguments(folder: Path, out: Path, *more: str | Path) -> list[str | Path]:
     settings = [part for setting in QUICK for part in ("--set", setting)]
     data = ["--data", folder / "test.npz", "--arch", ARCH]
@@ -159,13 +143,14 @@ def test_run_writes_its_files_and_says_where(finished):
         "result.json",
         "report.html",
         "summary.md",
+        "junit.xml",
         "artifacts",
     }
     assert Result.load(out).spec.command.startswith("audit run ")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("form", "name"), [("html", "report.html"), ("markdown", "summary.md")])
+@pytest.mark.parametrize(("form", "name"), [("html", "report.html"), ("markdown", "summary.md"), ("junit", "junit.xml")])
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 def test_render_gives_the_bytes_that_the_run_wrote(finished, tmp_path, form, name, encoding):
     out, _ = finished
@@ -237,8 +222,8 @@ def test_the_exit_code_is_the_verdict(call, digits_net, tmp_path, toml, more, co
     [
         (limits("min = 0.5").replace("accuracy", "acuracy"), "did you mean 'performance.accuracy'"),
         (limits("min = 50"), "between 0 and 1"),
-        (limits(), "either min or max"),
-        (limits("min = 0.1", "max = 0.9"), "either min or max"),
+        (limits(), "one of min, max and max_drop"),
+        (limits("min = 0.1", "max = 0.9"), "one of min, max and max_drop"),
         (limits("mim = 0.1"), "did you mean 'min'"),
         (limits('min = "high"'), "min"),
         (limits("min = nan"), "min"),

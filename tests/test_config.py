@@ -120,7 +120,7 @@ def test_no_setting_crashes(key: str, value: str):
         ({"data": {"sorce": "x"}}, "did you mean 'source'"),
         ({"policy": {"limits": []}}, "did you mean 'limit'"),
         ({"policy": {"limit": [{"metric": "a.b", "mim": 1}]}}, "did you mean 'min'"),
-        ({"policy": {"limit": [{"metric": "a.b"}]}}, "either min or max"),
+        ({"policy": {"limit": [{"metric": "a.b"}]}}, "one of min, max and max_drop"),
         ({"policy": {"limit": [{"metric": "a.b", "min": float("nan")}]}}, "policy.limit.0.min"),
         ({"policy": {"confidence": 0.4}}, "policy.confidence"),
         ({"policy": {"confidence": 0.500001}}, "at least 0.8.*misses the truth"),

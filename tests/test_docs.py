@@ -13,7 +13,7 @@ import audit
 from audit import cli, demo_nets
 from audit.checks.base import registry
 from audit.listing import metrics_page
-from audit.plan import _matches
+from audit.plan import is_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [page for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md") if page.exists()]
@@ -62,7 +62,7 @@ def test_every_metric_of_a_real_result_is_documented_as_it_is(results):
     for result in results:
         assert result.metrics()
         for metric in result.metrics().values():
-            fitting = [doc for doc in docs.values() if _matches(metric.id, doc.id)]
+            fitting = [doc for doc in docs.values() if is_of(metric.id, doc.id)]
             assert len(fitting) == 1, f"{metric.id} is documented by {[doc.id for doc in fitting]}"
             doc = fitting[0]
             seen.add(doc.id)

@@ -37,11 +37,13 @@ PUBLIC = [
     "Result",
     "UsageError",
     "check",
+    "diff",
     "harden",
     "inspect",
     "replay",
     "require",
     "run",
+    "verify",
 ]
 
 

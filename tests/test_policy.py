@@ -233,7 +233,7 @@ def test_an_optional_limit_on_a_missing_metric_leaves_the_verdict_alone():
 def test_a_limit_with_no_side_or_two_is_refused():
     for sides in ({}, {"min": 0.1, "max": 0.9}):
         limit = Limit.model_construct(metric="performance.accuracy", required=True, **({"min": None, "max": None} | sides))
-        with pytest.raises(Exception, match="either min or max"):
+        with pytest.raises(Exception, match="one of min, max and max_drop"):
             judge(PolicySection.model_construct(confidence=0.95, limit=[limit]), [GOOD], gate=False)
 
 
@@ -309,6 +309,13 @@ def test_require_raises_for_all_but_pass(limits, checks, code):
         assert "performance.accuracy should be at least 0.9" in str(caught.value)
 
 
+def test_require_believes_no_verdict_that_was_edited():
+    forged = stored(policy(atleast(0.9)), [POOR]).model_copy(update={"verdict": "pass", "exit_code": 0, "policy": []})
+    with pytest.raises(PolicyFailed, match="was edited") as caught:
+        require(forged)
+    assert caught.value.exit_code == 1
+
+
 def test_require_lets_pass_through():
     require(stored(policy(atleast(0.9)), [GOOD]))
 
@@ -344,7 +351,7 @@ def test_a_limit_that_nothing_could_decide_is_a_usage_error(limit, message):
     from audit.plan import check_limits
 
     with pytest.raises(UsageError, match=message):
-        check_limits([Limit(**limit)])
+        check_limits(PolicySection(limit=[Limit(**limit)]))
 
 
 def test_limits_on_every_documented_metric_are_taken():
@@ -354,6 +361,31 @@ def test_limits_on_every_documented_metric_are_taken():
     for each in registry().values():
         for doc in each.metrics:
             metric, side = doc.id.replace("<", "").replace(">", ""), "min" if doc.direction == "higher" else "max"
-            check_limits([Limit(metric=metric, **{side: 0.5})])
+            check_limits(PolicySection(limit=[Limit(metric=metric, **{side: 0.5})]))
             with pytest.raises(UsageError, match=f"needs {side}"):
-                check_limits([Limit(metric=metric, **{"max" if side == "min" else "min": 0.5})])
+                check_limits(PolicySection(limit=[Limit(metric=metric, **{"max" if side == "min" else "min": 0.5})]))
+
+
+# --- evidence about some metrics --------------------------------------------------------------------------------------
+
+
+def partly(*about: str) -> CheckResult:
+    metrics = [share("fairness.sex.worst_group_accuracy", 950, 1000), share("fairness.age.worst_group_accuracy", 950, 1000)]
+    evidence = [Evidence(id="fairness.age.sizes", ok=False, detail="nine people", about=list(about))]
+    return CheckResult(id="fairness", status="measured", question="?", answer=".", metrics=metrics, evidence=evidence)
+
+
+def test_weak_evidence_about_one_metric_leaves_the_others_to_be_judged_and_is_told():
+    result = partly("fairness.age.worst_group_accuracy")
+    words = [
+        judge(policy(atleast(0.9, f"fairness.{name}.worst_group_accuracy")), [result], gate=True) for name in ("sex", "age")
+    ]
+    assert [verdict.word for verdict in words] == ["pass", "incomplete"]
+    assert "weak evidence in fairness" in words[0].sentence
+    both = judge(policy(atleast(0.9, "fairness.sex.worst_group_accuracy")), [partly()], gate=True)
+    assert both.word == "incomplete", "evidence that names no metric is about all of them"
+
+
+def test_evidence_is_about_metrics_of_its_own_check():
+    with pytest.raises(ValueError, match=r"about metrics of fairness, got \['performance.accuracy'\]"):
+        partly("performance.accuracy")

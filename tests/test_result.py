@@ -204,7 +204,7 @@ def test_an_interval_that_is_turned_round_is_refused():
 
 def test_a_judgement_has_one_side():
     for sides in ({}, {"min": 0.1, "max": 0.2}):
-        with pytest.raises(ValidationError, match="either min or max"):
+        with pytest.raises(ValidationError, match="one of them"):
             Judgement(metric="a.b", outcome="pass", **sides)
 
 
@@ -279,3 +279,17 @@ def test_a_folder_that_cannot_be_made_says_which_and_what_to_do(tmp_path):
 def test_a_check_id_is_a_name():
     with pytest.raises(ValidationError):
         CheckResult(id="My Check", status="measured", question="?", answer=".")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_in_the_place_of_a_result_is_refused_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "result.json")
+    with pytest.raises(InputError, match="pipe"):
+        Result.load(tmp_path)
+
+
+def test_a_number_of_samples_is_one_that_can_be_counted(result):
+    held = json.loads(result.to_json())
+    held["checks"][0]["metrics"][0].update(n=10**400, outcome="")
+    with pytest.raises(InputError, match="less than or equal"):
+        Result.from_json(json.dumps(held))

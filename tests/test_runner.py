@@ -551,13 +551,13 @@ def test_no_samples_leaves_no_input_anywhere(digits_net, tmp_path):
     wide = {name: a.shape for name, a in arrays.items() if a.size and a[0].size >= 32}
     assert not wide
     assert not (tmp_path / "artifacts" / "robustness.npz").exists()
-    for name in ("result.json", "report.html", "summary.md"):
+    for name in ("result.json", "report.html", "summary.md", "junit.xml"):
         text = (tmp_path / name).read_text()
         assert '"pixels"' not in text
         assert "data:image" not in text
         assert "gallery" not in text or name == "report.html"  # the style sheet names it
     assert "examples" not in [figure.kind for check in result.checks for figure in check.figures]
-    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".npz", ".json", ".html", ".md"}
+    assert {p.suffix for p in tmp_path.rglob("*") if p.is_file()} == {".npz", ".json", ".html", ".md", ".xml"}
 
 
 def test_a_stage_that_forgets_to_say_that_it_holds_inputs_is_not_stored_either(add, tmp_path):
@@ -732,3 +732,18 @@ def test_a_network_that_changes_its_input_does_not_change_the_data():
     before = data.test.x.copy()
     audit.run(InPlace(), data, checks=["performance"])
     assert np.array_equal(data.test.x, before)
+
+
+@pytest.mark.parametrize("part", ["data", "reference"])
+def test_what_is_given_to_the_call_wins_over_the_files_of_the_configuration(part, tmp_path):
+    """An audit of the file that a configuration names would be a verdict on other samples."""
+    x = np.zeros((40, 2), dtype=np.float32)
+    np.savez(tmp_path / "other.npz", x=np.ones((70, 2), dtype=np.float32), y=np.zeros(70, dtype=np.int64))
+    key = "source" if part == "data" else part
+    given = {"data": {"x": x, "y": np.zeros(40, dtype=np.int64)}, "reference": None}
+    given[part] = {"x": x, "y": np.zeros(40, dtype=np.int64)}
+    config = {"data": {key: str(tmp_path / "other.npz"), "bounds": [0, 1]}}
+    result = audit.run(
+        torch.nn.Linear(2, 2), given["data"], reference=given["reference"], config=config, checks=["performance"]
+    )
+    assert (result.data.n, result.data.n_reference) == (40, 0 if part == "data" else 40)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from audit.anomaly.base import Detector, Floats
 from audit.anomaly.scaling import RobustScaling
+from audit.budget import check_deadline
 
 EVALUATE_EVERY = 10  # steps, at least, between two looks at the held-out loss
 LEAST_SPREAD = 0.05  # of the median spread of the errors: a column that is copied all but exactly must not own the score
@@ -340,6 +341,7 @@ def _epoch(network: nn.Module, x: Tensor, batches: int, optimizer: Any, schedule
     network.train()
     total = torch.zeros((), device=x.device)
     for batch in torch.tensor_split(x, batches):
+        check_deadline()
         optimizer.zero_grad(set_to_none=True)
         loss = nn.functional.mse_loss(network(batch), batch)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 TAIL = 0.005  # cut off at either end before mean and standard deviation are taken
+SMALLEST = float(np.finfo(np.float32).tiny)
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class RobustScaling:
 
         A table's columns are scaled one by one. Pixels, and values of other arrays, share a centre and a scale in each channel
         (along the first axis of three, else all together): a pixel that is mostly background must not be blown up. A value
-        that never varies is divided by its own size (1 where it is 0).
+        that never varies is divided by its own size (1 where it is 0, or too small for float32).
         """
         channels = len(x[0]) if len(shape) == 1 else shape[0] if len(shape) == 3 else 1
         columns = x if len(shape) == 1 else np.moveaxis(x.reshape(len(x), channels, -1), 1, -1).reshape(-1, channels)
@@ -38,9 +39,10 @@ class RobustScaling:
         cut = np.clip(columns, low, high)
         centre, scale = cut.mean(axis=0), cut.std(axis=0)
         size = np.abs(columns).max(axis=0)
-        rounding = 1e-7 * size  # what float32, which networks compute in, makes of a constant
+        # What float32, which networks compute in, makes of a constant, and the smallest number that it holds in full.
+        rounding = np.maximum(1e-7 * size, SMALLEST)
         scale = np.where(scale > rounding, scale, columns.std(axis=0))
-        scale = np.where(scale > rounding, scale, np.where(size > 0, size, 1.0))
+        scale = np.where(scale > rounding, scale, np.where(size > SMALLEST, size, 1.0))
         each = x.shape[1] // channels
         return cls(np.repeat(centre, each), np.repeat(scale, each), reach)
 

@@ -144,10 +144,18 @@ class Conclusion:
             "clopper-pearson",
             {"alpha": task.options.alpha, "calibration_samples": len(arrays["calibration"])},
             direction="lower",
+            outcome="anomaly.alarm" if name == self.names[0] else "",
         )
 
     def _add(
-        self, metric_id: str, interval: Interval, n: int, method: str, params: dict[str, Any], direction: Any = "higher"
+        self,
+        metric_id: str,
+        interval: Interval,
+        n: int,
+        method: str,
+        params: dict[str, Any],
+        direction: Any = "higher",
+        outcome: str = "",
     ) -> None:
         value, low, high = (finite(v) for v in interval)
         self.answer.metrics.append(
@@ -161,6 +169,7 @@ class Conclusion:
                 method=method,
                 direction=direction,
                 params=params,
+                outcome=outcome,
             )
         )
 

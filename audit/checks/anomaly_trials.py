@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit.anomaly.comparisons import corrupted, held_out_classes, shuffled, usable
+from audit.budget import check_deadline
 from audit.checks.base import Arrays, Block, Found, Stage, Task
 from audit.errors import DataError
 
@@ -181,6 +182,7 @@ class Trial:
         task, arrays = self.task, dict[str, NDArray[Any]]()
         x, y, test = block.x.cpu().numpy(), block.y.cpu().numpy(), _inputs(task, "test")
         for c in classes_held_out(task):
+            check_deadline()
             kept = x[y != c]
             if len(kept) < LEAST_REFERENCE or (kept == kept[:1]).all():
                 continue

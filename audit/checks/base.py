@@ -450,10 +450,10 @@ class Answer:
     reasons: list[str] = field(default_factory=list)
 
     def result(self, task: Task, answer: str) -> CheckResult:
-        """Close the answer: *incomplete* where any evidence is not ok or a reason was given, else *measured*."""
-        from audit.result import OutcomeTable
+        """Close the answer: *incomplete* where a reason was given or evidence leaves no metric to believe, else *measured*."""
+        from audit.result import OutcomeTable, undermining
 
-        failed = [f"{e.id}: {e.detail}" for e in self.evidence if not e.ok]
+        failed = [f"{e.id}: {e.detail}" for e in undermining(self.evidence, self.metrics)]
         reasons = [*self.reasons, *failed]
         test = task.data.test
         return CheckResult(

@@ -137,7 +137,7 @@ class CorruptionCheck(Check):
             definition="accuracy on the same samples when clean, less that under one corruption at the headline severity",
             unit="fraction",
             range="-1 to 1",
-            interval="paired: Clopper–Pearson of the answers lost and of those won, Bonferroni",
+            interval="paired: MOVER over the Clopper–Pearson limits of the answers lost and of those won",
             bias="none; the interval is wider than it need be",
             source="Clopper & Pearson 1934",
             direction="lower",

@@ -24,7 +24,7 @@ from audit.checks.corruption_seen import (
     titles,
     worst_patch,
 )
-from audit.corruptions.intervals import bounded_mean, mean, paired_difference
+from audit.corruptions.intervals import bounded_mean, mean
 from audit.corruptions.patch import Patch
 from audit.result import Figure, Finding, Metric, Table, finite
 from audit.stats import Interval
@@ -57,14 +57,17 @@ def figures_of_all(answer: Answer, seen: Seen) -> None:
         good = seen.good[name][:, seen.at]
         strength = corruptions.get(name).strength(severity)
         known = {**params, "severity": severity, "strength": strength, "unit": corruptions.get(name).unit}
-        answer.metrics.append(metric_of(seen, f"corruption.{name}.{word}", seen.share(good), "clopper-pearson", params=known))
+        whole = {"outcome": f"corruption.{name}"} if seen.n == len(seen.task.data.test) else {}
+        answer.metrics.append(
+            metric_of(seen, f"corruption.{name}.{word}", seen.share(good), "clopper-pearson", params=known, **whole)
+        )
         if not seen.regression:
             lost, won = int((seen.good_clean & ~good).sum()), int((good & ~seen.good_clean).sum())
-            drop = paired_difference(lost, won, seen.n, seen.task.confidence)
+            drop = stats.paired_difference(lost, won, seen.n, seen.task.confidence)
             answer.metrics.append(
-                metric_of(seen, f"corruption.{name}.drop", drop, "bonferroni-paired", direction="lower", params=known)
+                metric_of(seen, f"corruption.{name}.drop", drop, "mover-paired", direction="lower", params=known)
             )
-        if seen.n == len(seen.task.data.test):
+        if whole:
             answer.outcomes[f"corruption.{name}"] = good
     answer.figures += [_curves(seen), _harm(seen)]
     answer.tables.append(_table(seen))
@@ -175,7 +178,7 @@ def _broken_alone(seen: Seen, name: str, skill: Interval) -> Finding:
 def _harmful(seen: Seen, name: str, broken: bool) -> Finding | None:
     good = seen.good[name][:, seen.at]
     lost, won = int((seen.good_clean & ~good).sum()), int((good & ~seen.good_clean).sum())
-    drop = paired_difference(lost, won, seen.n, seen.task.confidence)
+    drop = stats.paired_difference(lost, won, seen.n, seen.task.confidence)
     if drop.low is None or drop.low <= HURTS:
         return None
     what = "of the outputs are moved too far" if seen.regression else "of the answers are lost"

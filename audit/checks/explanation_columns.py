@@ -146,10 +146,10 @@ def _flips(answer: Answer, plan: Plan, found: Found) -> str:
         params: dict[str, Any] = {"column": name, "values": list(values), "sensitive": sensitive}
         if sensitive:
             params["headline"] = True
-        answer.metrics.append(
-            metric(plan, f"{parts[name]}.flip_share", share, n, method="clopper-pearson", direction="lower", params=params)
-        )
-        answer.outcomes[f"explanation.{parts[name]}.flipped"] = changed[:, index]
+        flipped = f"explanation.{parts[name]}.flipped"
+        flips = metric(plan, f"{parts[name]}.flip_share", share, n, method="clopper-pearson", direction="lower", params=params)
+        answer.metrics.append(flips.model_copy(update={"outcome": flipped}))
+        answer.outcomes[flipped] = changed[:, index]
         if sensitive and share.value:
             _sensitive_finding(answer, task, name, share, changed[:, index])
     answer.figures.append(

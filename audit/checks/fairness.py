@@ -39,8 +39,14 @@ class FairnessOptions(CheckOptions):
     """The section ``[fairness]`` of audit.toml."""
 
     min_group_size: int = Field(30, ge=1, description="a smaller group leaves the check incomplete")
+    min_labelled: int | None = Field(
+        None, ge=1, description="the same for people with, or without, the label of a class; a third of min_group_size"
+    )
     positive: int | str | None = Field(None, description="class that counts as selected: its number or name; 1 of two classes")
     bins: dict[str, list[float]] = Field(default_factory=dict, description="attribute to the edges of its ranges")
+    names: dict[str, dict[str, str]] = Field(
+        default_factory=dict, description='what groups are called: {sex = {"0" = "women", "1" = "men"}}'
+    )
     intersections: bool = Field(True, description="also compare groups by all pairs of attributes")
     attributes: list[str] | None = Field(None, description="sensitive attributes to use; all where not stated")
     gap: float = Field(0.1, ge=0, le=1, description="a difference between groups is reported when it is surely larger")
@@ -60,7 +66,8 @@ class Fairness(Check):
             "than two classes and none stated, the largest over the classes, each against the rest.",
             "fraction",
             "0 to 1",
-            "MOVER over Clopper–Pearson limits, Bonferroni over all ordered pairs of groups (and classes)",
+            "the largest limits of the differences of all ordered pairs of groups (Bonferroni or MOVER over Clopper–Pearson), "
+            "the lower one corrected for the number of pairs, both for that of classes (Bonferroni)",
             "The value is biased upward where groups are many or small; the interval allows for that. Differences that the "
             "labels justify count, too.",
             "Agarwal et al. (2018), ICML; Zou & Donner (2008), Statistics in Medicine 27:1693",
@@ -73,7 +80,7 @@ class Fairness(Check):
             "others and the upper limit at 1.",
             "fraction",
             "0 to 1",
-            "MOVER over Clopper–Pearson limits, Bonferroni over both rates and all ordered pairs of groups (and classes)",
+            "as for demographic parity, corrected for both rates",
             "The value is biased upward where groups are many or small. It takes the labels for the truth: biased labels hide "
             "from it.",
             "Hardt, Price & Srebro (2016), NeurIPS; Zou & Donner (2008), Statistics in Medicine 27:1693",
@@ -84,7 +91,7 @@ class Fairness(Check):
             "Accuracy in the group where it is lowest.",
             "fraction",
             "0 to 1",
-            "Clopper–Pearson, Bonferroni over the groups",
+            "the smallest limits of Clopper–Pearson, the upper one with Bonferroni over the groups",
             "The value is biased downward: the lowest of several noisy figures. The interval allows for that.",
             "Sagawa et al. (2020), ICLR; Clopper & Pearson (1934), Biometrika 26:404",
         ),
@@ -106,6 +113,7 @@ class Fairness(Check):
         make_attributes(
             _sensitive(task),
             bins=options.bins,
+            names=options.names,
             intersections=options.intersections,
             min_group_size=options.min_group_size,
         )
@@ -131,7 +139,9 @@ class Fairness(Check):
             _sensitive(task),
             positive=_positive(task),
             min_group_size=options.min_group_size,
+            min_labelled=options.min_labelled,
             bins=options.bins,
+            names=options.names,
             intersections=options.intersections,
             confidence=task.confidence,
             labels=names,
@@ -188,32 +198,68 @@ def _class_name(task: Task, label: int) -> str:
 
 
 def _judge(answer: Answer, assessed: Assessment, known: NDArray[np.bool_]) -> None:
-    weak = [str(group) for group in assessed.weak_groups]
-    lone = [a.name for a in assessed.attributes if len(a.groups) < 2 and not a.is_intersection]
-    smallest = min(int(np.bincount(a.index).min()) for a in assessed.attributes)
-    answer.evidence += [
-        Evidence(
-            id="fairness.group_sizes",
-            ok=not weak,
-            detail=f"too little is known of {_listed(weak)}: more people of these groups are needed, or state with "
-            "fairness.bins, fairness.attributes or fairness.intersections = false what is not asked"
-            if weak
-            else f"the smallest group has {smallest} people",
-            value=float(smallest),
-        ),
-        Evidence(
-            id="fairness.more_than_one_group",
-            ok=not lone,
-            detail=f"all people are in one group of {_listed(lone)}: nothing to compare"
-            if lone
-            else "every attribute has at least two groups",
-        ),
+    """Say for each attribute whether enough is known of its groups, since one that is weak says nothing of the others."""
+    for attribute in assessed.attributes:
+        answer.evidence += _enough_known(attribute, assessed)
+    answer.evidence.append(
         Evidence(
             id="fairness.finite_outputs",
             ok=bool(known.all()),
             detail=f"{int((~known).sum())} of {len(known)} samples have a NaN or infinite output: not selected, not right",
             value=float((~known).mean()),
-        ),
+        )
+    )
+
+
+def _enough_known(attribute: Attribute, assessed: Assessment) -> Iterator[Evidence]:
+    """Test whether an attribute has several groups, each of enough people, and of enough with and without the label."""
+    about = [m.id for m in assessed.metrics if m.id.startswith(f"fairness.{attribute.slug}.")]
+    weak = [group for group in assessed.weak_groups if group.attribute is attribute]
+    few = [group.told(group.few) for group in weak if group.few]
+    unlabelled = [group.told(group.unlabelled) for group in weak if group.unlabelled]
+    mend = (
+        "more people of these groups are needed, or state with fairness.bins, fairness.attributes or "
+        "fairness.intersections = false what is not asked"
+    )
+    smallest = int(np.bincount(attribute.index).min())
+    labelled = [rate.n.min() for rate in _error_rates(attribute, assessed)]
+    if not attribute.is_intersection:
+        lone = len(attribute.groups) < 2
+        yield Evidence(
+            id=f"fairness.{attribute.slug}.more_than_one_group",
+            ok=not lone,
+            detail=f"all people are in one group of {attribute.name}: nothing to compare"
+            if lone
+            else f"{attribute.name} has {len(attribute.groups)} groups",
+            value=float(len(attribute.groups)),
+            about=about,
+        )
+    yield Evidence(
+        id=f"fairness.{attribute.slug}.group_sizes",
+        ok=not few,
+        detail=f"too little is known of {_listed(few)}: {mend}"
+        if few
+        else f"the smallest group by {attribute.name} has {smallest} people",
+        value=float(smallest),
+        about=about,
+    )
+    yield Evidence(
+        id=f"fairness.{attribute.slug}.label_sizes",
+        ok=not unlabelled,
+        detail=f"error rates rest on too few of {_listed(unlabelled)}: {mend}"
+        if unlabelled
+        else f"every error rate by {attribute.name} is about {int(min(labelled, default=0))} people or more",
+        value=float(min(labelled, default=0)),
+        about=[f"fairness.{attribute.slug}.equalized_odds_difference"],
+    )
+
+
+def _error_rates(attribute: Attribute, assessed: Assessment) -> list[Rate]:
+    """Return the true and false positive rates of an attribute, but of classes that nobody has or everybody."""
+    return [
+        rate
+        for rate in assessed.rates
+        if rate.attribute is attribute and rate.name in ("true positive rate", "false positive rate") and rate.n.sum() > 0
     ]
 
 
@@ -332,6 +378,9 @@ def _draw(answer: Answer, task: Task, assessed: Assessment, names: Mapping[int, 
         if not attribute.is_intersection:
             answer.figures += _forests(task, attribute, own, assessed, names)
         answer.tables.append(_table(attribute, own, assessed, names))
+        answer.tables.append(_predictive_table(task, attribute, assessed, names))
+        if len(assessed.positives) == 1:
+            answer.tables.append(_gap_table(task, attribute, assessed))
 
 
 def _forests(
@@ -387,21 +436,63 @@ def _table(attribute: Attribute, rates: Sequence[Rate], assessed: Assessment, na
     )
 
 
+def _predictive_table(task: Task, attribute: Attribute, assessed: Assessment, names: Mapping[int, str]) -> Table:
+    """Show what is no rate of a fixed set of people, with intervals; see `audit.fairness.confusion`."""
+    from audit.fairness.confusion import BALANCED_ACCURACY, F1, PRECISION
+
+    many, shown = len(assessed.positives) > 1, {"precision": PRECISION, "F1": F1, "balanced accuracy": BALANCED_ACCURACY}
+    rows: list[list[Any]] = []
+    for counts in assessed.counts:
+        if counts.attribute is not attribute:
+            continue
+        columns = [
+            column
+            for measure in shown.values()
+            for column in (measure.values(counts.cells), *measure.limits(counts.cells, task.confidence))
+        ]
+        for i, group in enumerate(attribute.groups):
+            rows.append([*([names[counts.positive]] if many else []), group, *(finite(column[i]) for column in columns)])
+    return Table(
+        id=f"fairness.{attribute.slug}.predictive",
+        title=f"Precision, F1 and balanced accuracy by {attribute.name}, with {task.confidence:.0%} intervals",
+        columns=[*(["class"] if many else []), "group", *(f"{name}{end}" for name in shown for end in ("", ", low", ", high"))],
+        rows=rows,
+    )
+
+
+def _gap_table(task: Task, attribute: Attribute, assessed: Assessment) -> Table:
+    """Show how far apart the groups lie in each of ten measures."""
+    from audit.fairness.confusion import MEASURES
+
+    (counts,) = (one for one in assessed.counts if one.attribute is attribute)
+    return Table(
+        id=f"fairness.{attribute.slug}.gaps",
+        title=f"How far apart groups by {attribute.name} lie, with {task.confidence:.0%} intervals over all pairs of groups",
+        columns=["measure", "largest difference", "low", "high", "smallest over largest", "ratio, low", "ratio, high"],
+        rows=[
+            [measure.name, *measure.gap(counts.cells, task.confidence), *measure.ratio(counts.cells, task.confidence)]
+            for measure in MEASURES
+        ],
+    )
+
+
 def _answer_text(task: Task, assessed: Assessment, reported: list[str]) -> str:
     attributes = [a for a in assessed.attributes if not a.is_intersection]
     parity = [assessed.metric(f"fairness.{a.slug}.demographic_parity_difference") for a in attributes]
     known = [(a, m) for a, m in zip(attributes, parity, strict=True) if m.value is not None]
     if not known:
         return f"There is nothing to compare: all people are in one group of {_listed([a.name for a in attributes])}."
-    attribute, worst = max(known, key=lambda pair: pair[1].value or 0.0)
     count = len(assessed.attributes)
     asked = f"Of all rates over {count} grouping{'s' if count > 1 else ''} of people"
     more = f"{asked}, no difference is surely larger than {task.options.gap:.0%}."
     if reported:
         more = f"{asked}, surely larger than {task.options.gap:.0%}: {_listed(reported)}."
+    # The widest gap is mostly that of the smallest groups, where chance is: the one that is proven to be wide comes first.
+    attribute, worst = max(known, key=lambda pair: (pair[1].low or 0.0, pair[1].value or 0.0))
+    surely = f"surely by more than {worst.low:.1%}" if worst.low else "which may be chance"
     return (
-        f"Selection rates of groups by {attribute.name} differ by up to {worst.value:.1%} ({task.confidence:.0%} interval "
-        f"{worst.low:.1%} to {worst.high:.1%}). {more}"
+        f"Selection rates of groups by {attribute.name} differ by up to {worst.value:.1%}, {surely} "
+        f"({task.confidence:.0%} interval {worst.low:.1%} to {worst.high:.1%}). {more}"
     )
 
 

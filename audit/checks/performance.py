@@ -77,9 +77,9 @@ class Performance(Check):
             "Unweighted mean of the recalls of the classes that occur in the test part.",
             "fraction",
             "0 to 1",
-            "MOVER over Clopper–Pearson limits of the recalls, the wider side of each on both",
-            "Says nothing of classes without test samples; rare classes make it noisy. With hundreds of classes of one sample "
-            "the interval misses up to 3 % on a side, not 2.5.",
+            "MOVER over Clopper–Pearson limits of the recalls, the wider side of each on both; with classes of fewer than 30 "
+            "samples at least as wide as Clopper–Pearson for as many draws as the mean is worth",
+            "Says nothing of classes without test samples; rare classes make it noisy.",
             "Brodersen et al. (2010), ICPR; Zou & Donner (2008), Statistics in Medicine 27:1693",
         ),
         MetricDoc(
@@ -96,7 +96,8 @@ class Performance(Check):
             "Accuracy (for regression R²) on the reference part less that on the test part.",
             "fraction",
             "-1 to 1 (regression: any)",
-            "MOVER over the intervals of the two parts; for a gap in accuracy beyond 0.5 the wider of it and Bonferroni's",
+            "MOVER over the intervals of the two parts; for accuracies with the longer side of each on both, or Bonferroni's "
+            "limit where that is nearer",
             "Rises, too, where the parts differ in more than having been seen; 0 where the test part was trained on.",
             "Newcombe (1998), Statistics in Medicine 17:873; Zou & Donner (2008), Statistics in Medicine 27:1693",
             direction="lower",
@@ -107,8 +108,8 @@ class Performance(Check):
             "samples. Confidence is the largest softmax probability.",
             "fraction",
             "0 to 1",
-            "MOVER over Clopper–Pearson limits of the bins, upward the longer side of each; the lower limit also subtracts a "
-            "bound on the bias",
+            "MOVER over Clopper–Pearson limits of the bins, upward the longer side of each; the lower limit is the larger of "
+            "that less a bound on the bias and of the distance between accuracy and mean confidence over all samples",
             "Biased upward for small n (noise adds to the absolute value); bins hide errors that cancel within a bin.",
             "Guo, Pleiss, Sun & Weinberger (2017), ICML; equal-mass bins: Nixon et al. (2019), CVPR workshops",
             direction="lower",
@@ -212,7 +213,15 @@ def _classification(answer: Answer, task: Task, found: Found, logits: NDArray[An
     accuracy = stats.clopper_pearson(int(seen.correct.sum()), n, confidence)
     balanced = stats.mean_of_proportions(seen.hits(), seen.support(), confidence)
     answer.metrics += [
-        make_metric(task, "performance.accuracy", accuracy, n, "clopper-pearson", params={"headline": True}),
+        make_metric(
+            task,
+            "performance.accuracy",
+            accuracy,
+            n,
+            "clopper-pearson",
+            params={"headline": True},
+            outcome="performance.correct",
+        ),
         make_metric(
             task, "performance.balanced_accuracy", balanced, n, "mover", params={"classes": int((seen.support() > 0).sum())}
         ),

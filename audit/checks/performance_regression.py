@@ -69,7 +69,8 @@ def _errors(task: Task, y: NDArray[Any], values: NDArray[Any]) -> tuple[Interval
 
 def _why(interval: Interval) -> str:
     known = interval.value is None or interval.low is not None
-    return "" if known else "no interval can be stated from so few samples, or so few errors that are not 0 or not all equal"
+    few = "so few samples, or so few errors that are not 0 or not all equal"
+    return "" if known else f"no interval of this confidence can be stated from {few}"
 
 
 def _judge_few(answer: Answer, y: NDArray[Any], values: NDArray[Any]) -> None:

@@ -402,7 +402,7 @@ class NormTask:
         hit = broken & right
         accuracy = self._share(
             "accuracy", int((~broken).sum()), n, kind="upper", params={**self._params(found), "headline": True}
-        )
+        ).model_copy(update={"outcome": f"not {self._id('broken')}"})
         answer.metrics += [
             accuracy,
             self._share("attack_success", int(hit.sum()), int(right.sum()), kind="lower", params=self._params(found)),

@@ -49,20 +49,6 @@ def mean(values: ArrayLike, confidence: float = 0.95) -> Interval:
     return Interval(centre, centre - half, centre + half)
 
 
-def paired_difference(lost: int, won: int, n: int, confidence: float = 0.95) -> Interval:
-    """Return (lost − won) / n, the difference of two proportions of the same n samples, with a conservative interval.
-
-    `lost` samples count in the first only, `won` in the second only. Clopper–Pearson limits of both shares, each at half the
-    error rate (Bonferroni), so that coverage is at least `confidence`.
-    """
-    if n == 0:
-        return Interval(None, -1.0, 1.0)
-    half = (1 + confidence) / 2
-    first, second = stats.clopper_pearson(lost, n, half), stats.clopper_pearson(won, n, half)
-    low, high = (first.low or 0.0) - (second.high or 0.0), (first.high or 0.0) - (second.low or 0.0)
-    return Interval((lost - won) / n, max(-1.0, low), min(1.0, high))
-
-
 def _student(values: Floats, confidence: float) -> tuple[float, float]:
     """Return the mean and half the width of Student's interval; 0 for a single value."""
     n = len(values)

@@ -25,6 +25,7 @@ Kind = Literal["image", "table", "array"]
 Role = Literal["test", "reference", "anomalies"]
 MOST_EXACT = 2**53  # whole numbers above it are not exact as float64
 LONGEST_GROUP = 1000
+TENTHS = 10
 WIDEST = 1e30  # bounds beyond it leave no room to compute in: float32, which networks compute in, ends at 3.4e38
 
 
@@ -172,13 +173,26 @@ class Dataset:
         return part
 
     def sample(self, n: int, seed: int) -> Dataset:
-        """Draw `n` test samples, each class in its share (largest remainder), by `seed`; ids and other parts stay."""
-        if n >= len(self.test):
-            return self
+        """Draw `n` test samples by `seed`, each row with the same chance; classes and groups keep their shares. Ids stay.
+
+        The number of samples of each class, and of each group of the first sensitive attribute within it, is its exact share
+        rounded down or up, at random so that each row is drawn with a chance of exactly n / rows. A class whose share comes to
+        less than one sample is therefore missing from some draws, which a note says: one sample of it in all draws would count
+        such a class for more than it is. Where labels are numbers, or more than `n`, the groups are kept first, and within them
+        the tenths of the labels. Intervals that take samples for independent are, on such a draw, rather too wide than too
+        narrow.
+
+        All of the data comes back where `n` is larger, and a note says so. Source: Madow (1949), Annals of Mathematical
+        Statistics 20:333, systematic sampling, on rows in the order of their classes and groups and at random within them.
+        """
         if n < 1:
             raise UsageError(f"samples must be at least 1, got {n}")
-        positions = _stratified(self.test.y, n, np.random.default_rng(seed))
-        return self._with(test=self.test.take(positions))
+        if n > len(self.test):
+            return self.with_notes(f"{n:,} samples were asked for: these are all {len(self.test):,} that there are")
+        if n == len(self.test):
+            return self
+        drawn = self._with(test=self.test.take(_stratified(self.test, n, np.random.default_rng(seed))))
+        return drawn.with_notes(*_missed(self.test.y, drawn.test.y))
 
     def set_apart(self, marked: NDArray[np.bool_]) -> Dataset:
         """Return the same data with the marked rows out of the test part and in the anomalies part; ids stay.
@@ -458,13 +472,36 @@ def _check_bounds(bounds: tuple[ArrayLike, ArrayLike], x: NDArray[Any]) -> tuple
     return low, high
 
 
-def _stratified(y: NDArray[Any], n: int, generator: np.random.Generator) -> NDArray[np.int64]:
-    if y.dtype.kind == "f" or len(np.unique(y)) > n:
-        return np.sort(generator.choice(len(y), size=n, replace=False)).astype(np.int64)
-    classes, counts = np.unique(y, return_counts=True)
-    exact = counts * (n / len(y))
-    take = np.floor(exact).astype(int)
-    for index in np.argsort(-(exact - take), kind="stable")[: n - take.sum()]:
-        take[index] += 1
-    drawn = [generator.choice(np.flatnonzero(y == c), size=k, replace=False) for c, k in zip(classes, take, strict=True)]
-    return np.sort(np.concatenate(drawn)).astype(np.int64)
+def _stratified(part: Part, n: int, generator: np.random.Generator) -> NDArray[np.int64]:
+    rows = len(part)
+    codes, classes = _classes(part.y)
+    groups = [np.unique(values, return_inverse=True)[1] for _, values in sorted(part.sensitive.items())]
+    keys = [codes, *groups]
+    if not 0 < classes <= n:
+        tenths = np.argsort(np.argsort(part.y, kind="stable"), kind="stable") * TENTHS // rows
+        keys = [*groups, tenths]
+    order = np.lexsort((generator.permutation(rows), *reversed(keys)))
+    # Whole numbers: among the `rows` possible starts exactly n draw each row.
+    points = (int(generator.integers(rows)) + rows * np.arange(n, dtype=np.int64)) // n
+    return np.sort(order[points]).astype(np.int64)
+
+
+def _classes(y: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
+    """Return a number for each sample's class, and how many classes there are; 0 of them where labels are no whole numbers."""
+    if y.dtype.kind == "f":
+        return np.zeros(len(y), dtype=np.int64), 0
+    names, codes = np.unique(y, return_inverse=True)
+    return codes.astype(np.int64), len(names)
+
+
+def _missed(y: NDArray[Any], drawn: NDArray[Any]) -> list[str]:
+    """Say which classes are missing from a draw, where labels are classes rather than numbers."""
+    if y.dtype.kind == "f":
+        return []
+    names, counts = np.unique(y, return_counts=True)
+    missed = ~np.isin(names, drawn)
+    if not missed.any() or len(names) > len(drawn):
+        return []
+    few = ", ".join(str(name) for name in names[missed][:5]) + (", …" if missed.sum() > 5 else "")
+    size = int(np.ceil(len(y) / counts[missed].min()))
+    return [f"the {len(drawn):,} samples drawn hold none of class {few}: {size:,} or more hold one of each"]

@@ -1,13 +1,12 @@
-"""Turns sensitive attributes into groups of people: values as they are, numbers cut into ranges, pairs of attributes joined."""
+"""Turns sensitive attributes into groups of people: values as they are or named, numbers cut, pairs of attributes joined."""
 
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,10 +51,18 @@ class Attribute:
         return len(self.made_of) > 1
 
 
+class Column(NamedTuple):
+    """One sensitive attribute as it was given: its distinct values as text, and the position of each person's among them."""
+
+    values: list[str]
+    places: NDArray[np.int64]
+
+
 def make_attributes(
     sensitive: Any,
     *,
     bins: Mapping[str, Sequence[float]] | None = None,
+    names: Mapping[str, Mapping[str, str]] | None = None,
     intersections: bool = True,
     min_group_size: int = 30,
 ) -> list[Attribute]:
@@ -70,6 +77,9 @@ def make_attributes(
         Attribute name to the edges of its ranges, rising: ``[25, 60]`` makes *less than 25*, *25 to less than 60* and
         *60 and more*. Attributes of numbers with more than 12 values and no stated bins are cut at their quartiles, unless
         all are whole numbers that `min_group_size` people or more share each: those may be codes, and stay as they are.
+    names
+        Attribute name to what its groups are called: ``{"sex": {"0": "women", "1": "men"}}``. Groups that are not named keep
+        their value; ranges are named by what they would be called else.
     intersections
         Also split by all pairs of attributes.
     min_group_size
@@ -78,22 +88,25 @@ def make_attributes(
     Raises
     ------
     UsageError
-        There is no attribute, lengths differ, bins do not fit, or an attribute makes more than 1,000 groups.
+        There is no attribute, lengths differ, bins or names do not fit, or an attribute makes more than 1,000 groups.
     """
     columns = _columns(sensitive)
-    bins = dict(bins or {})
-    for name in bins:
-        if name not in columns:
-            raise UsageError(f"bins are given for {name!r}, which is no sensitive attribute; {closest(name, list(columns))}")
-    names = slugs(columns)
-    singles = [_single(name, names[name], values, bins.get(name), min_group_size) for name, values in columns.items()]
+    bins, names = dict(bins or {}), dict(names or {})
+    for option, given in (("bins", bins), ("names", names)):
+        for name in given:
+            if name not in columns:
+                other = closest(name, list(columns))
+                raise UsageError(f"{option} are given for {name!r}, which is no sensitive attribute; {other}")
+    short = slugs(columns)
+    singles = [_single(name, short[name], column, bins.get(name), min_group_size) for name, column in columns.items()]
+    singles = [_named(attribute, names.get(attribute.name, {})) for attribute in singles]
     if not intersections:
         return singles
-    taken = set(names.values())
+    taken = set(short.values())
     return singles + [_joined(a, b, taken) for a, b in combinations(singles, 2)]
 
 
-def _columns(sensitive: Any) -> dict[str, list[str]]:
+def _columns(sensitive: Any) -> dict[str, Column]:
     if hasattr(sensitive, "columns"):  # a data frame
         found = {str(name): sensitive[name].to_numpy() for name in sensitive.columns}
     elif isinstance(sensitive, Mapping):
@@ -110,29 +123,42 @@ def _columns(sensitive: Any) -> dict[str, list[str]]:
     lengths = {name: len(values) for name, values in found.items()}
     if len(set(lengths.values())) > 1:
         raise UsageError(f"sensitive attributes should have one value a sample, got lengths {lengths}")
-    return {name: [str(value) for value in values] for name, values in found.items()}
+    return {name: _column(values) for name, values in found.items()}
 
 
-def _single(name: str, slug_: str, values: list[str], edges: Sequence[float] | None, min_group_size: int) -> Attribute:
-    numbers = _numbers(values)
+def _column(values: NDArray[Any]) -> Column:
+    """Give each distinct value a number: what follows looks at each of them once, whatever the number of people."""
+    import pandas as pd
+
+    if values.dtype.kind not in "biufU":  # 1 and True and 1.0 are equal, but are not one text
+        values = np.asarray([str(value) for value in values], dtype=object)
+    elif values.dtype.kind == "U":
+        values = values.astype(object)
+    index, distinct = pd.factorize(values, use_na_sentinel=False)
+    return Column([str(value) for value in distinct], np.asarray(index, dtype=np.int64))
+
+
+def _single(name: str, slug_: str, column: Column, edges: Sequence[float] | None, min_group_size: int) -> Attribute:
+    values, numbers = column.values, _numbers(column.values)
     note = ""
     if edges is not None:
         if numbers is None:
             raise UsageError(f"bins are given for {name!r}, but its values are not numbers, such as {_first_text(values)!r}")
         values, order = _cut(numbers, _checked(name, edges))
         note = "cut at the stated edges"
-    elif numbers is not None and len(set(values)) > MOST_VALUES and not _may_be_codes(values, numbers, min_group_size):
-        known = numbers[np.isfinite(numbers)]
+    elif numbers is not None and len(values) > MOST_VALUES and not _may_be_codes(column, numbers, min_group_size):
+        everybody = numbers[column.places]
+        known = everybody[np.isfinite(everybody)]
         values, order = _cut(numbers, sorted(set(np.quantile(known, [0.25, 0.5, 0.75]).tolist())))
         note = "cut at the quartiles of the test part, since no bins were stated"
     elif numbers is not None:
-        order = sorted(set(values), key=_by_number)
+        order = sorted(values, key=_by_number)
     else:
-        order = sorted(set(values))
-    return _attribute(name, slug_, values, order, (name,), note)
+        order = sorted(values)
+    return _attribute(name, slug_, Column(values, column.places), order, note)
 
 
-def _may_be_codes(values: list[str], numbers: NDArray[np.float64], min_group_size: int) -> bool:
+def _may_be_codes(column: Column, numbers: NDArray[np.float64], min_group_size: int) -> bool:
     """Tell whether all are whole numbers that enough people share each.
 
     A range of codes (regions, shops) mixes those who have nothing in common but their place in a list, so that gaps between
@@ -141,22 +167,54 @@ def _may_be_codes(values: list[str], numbers: NDArray[np.float64], min_group_siz
     known = numbers[~np.isnan(numbers)]
     if not np.isfinite(known).all() or (known != np.round(known)).any():
         return False
-    sizes = Counter(values)
-    return all(size >= min_group_size for value, size in sizes.items() if not _is_missing(value))
+    sizes = np.bincount(column.places, minlength=len(column.values)).tolist()
+    return all(size >= min_group_size for value, size in zip(column.values, sizes, strict=True) if not _is_missing(value))
+
+
+def _named(attribute: Attribute, names: Mapping[str, str]) -> Attribute:
+    """Return the attribute with its groups called by their names; an error where a name fits none, or two groups."""
+    calls = {}
+    for value, name in names.items():
+        group = value if value in attribute.groups else _same_number(value, attribute.groups)
+        if group is None:
+            other = closest(value, list(attribute.groups))
+            raise UsageError(f"names of {attribute.name!r} name {value!r}, which is none of its groups; {other}")
+        if not name.strip():
+            raise UsageError(f"names of {attribute.name!r} should say what {value!r} is called, got nothing")
+        calls[group] = name
+    groups = tuple(calls.get(group, group) for group in attribute.groups)
+    if len(set(groups)) < len(groups):
+        twice = next(group for group in groups if groups.count(group) > 1)
+        raise UsageError(
+            f"names of {attribute.name!r} call two groups {twice!r}: give each its own name, or join them in the data"
+        )
+    return replace(attribute, groups=groups)
+
+
+def _same_number(value: str, groups: Sequence[str]) -> str | None:
+    """Return the group that is the same number as `value`: a file may hold 1.0 where its owner says 1."""
+    number = _number(value)
+    return next((group for group in groups if number is not None and _number(group) == number), None)
+
+
+def _number(value: str) -> float | None:
+    try:
+        return float(value)
+    except ValueError:
+        return None
 
 
 def _joined(a: Attribute, b: Attribute, taken: set[str]) -> Attribute:
-    values = [f"{a.groups[i]} & {b.groups[j]}" for i, j in zip(a.index, b.index, strict=True)]
     # Two pairs of groups could read the same where a name holds " & ": the pair of numbers tells them apart.
-    keys = [(int(i), int(j)) for i, j in zip(a.index, b.index, strict=True)]
-    order = sorted(set(keys))
+    keys = a.index * len(b.groups) + b.index
+    order = np.flatnonzero(np.bincount(keys))
     if len(order) > MOST_GROUPS:
         raise UsageError(
             f"{a.name!r} and {b.name!r} together make {len(order):,} groups, expected at most {MOST_GROUPS:,}: "
             "compare by each attribute alone (fairness.intersections = false), or make fewer groups of one of them"
         )
-    position = {key: i for i, key in enumerate(order)}
-    text = dict(zip(keys, values, strict=True))
+    position = np.zeros(len(a.groups) * len(b.groups), dtype=np.int64)
+    position[order] = np.arange(len(order))
     base = candidate = f"{slug(a.slug)}__{slug(b.slug)}"
     count = 1
     while candidate in taken:
@@ -166,25 +224,25 @@ def _joined(a: Attribute, b: Attribute, taken: set[str]) -> Attribute:
     return Attribute(
         name=f"{a.name} & {b.name}",
         slug=candidate,
-        groups=tuple(text[key] for key in order),
-        index=np.asarray([position[key] for key in keys], dtype=np.int64),
+        groups=tuple(f"{a.groups[key // len(b.groups)]} & {b.groups[key % len(b.groups)]}" for key in order.tolist()),
+        index=position[keys],
         made_of=(a.name, b.name),
         note="; ".join(f"{part.name} {part.note}" for part in (a, b) if part.note),
     )
 
 
-def _attribute(
-    name: str, slug_: str, values: list[str], order: Iterable[str], made_of: tuple[str, ...], note: str
-) -> Attribute:
-    present = set(values)
+def _attribute(name: str, slug_: str, column: Column, order: Iterable[str], note: str) -> Attribute:
+    present = set(column.values)
     if len(present) > MOST_GROUPS:
         raise UsageError(
             f"sensitive attribute {name!r} makes {len(present):,} groups, expected at most {MOST_GROUPS:,}: for numbers state "
             "ranges with fairness.bins, join text into fewer groups in the data, or leave the attribute out"
         )
-    groups = tuple(group for group in order if group in present)
+    groups = tuple(group for group in dict.fromkeys(order) if group in present)
     position = {group: i for i, group in enumerate(groups)}
-    return Attribute(name, slug_, groups, np.asarray([position[v] for v in values], dtype=np.int64), made_of, note)
+    # Values that share a range, or a text, are one group.
+    place = np.asarray([position[value] for value in column.values], dtype=np.int64)
+    return Attribute(name, slug_, groups, place[column.places] if len(place) else column.places, (name,), note)
 
 
 def _numbers(values: list[str]) -> NDArray[np.float64] | None:

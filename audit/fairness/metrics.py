@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,16 +11,24 @@ from numpy.typing import NDArray
 
 from audit import stats
 from audit.errors import UsageError
+from audit.fairness import confusion
+from audit.fairness.confusion import MEASURES, Measure
 from audit.fairness.groups import Attribute, make_attributes
 from audit.result import Metric, finite
-from audit.stats import Interval
+from audit.stats import Interval, Ints
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Ints = NDArray[np.int64]
-SELECTION, TPR, FPR, ACCURACY = "selection rate", "true positive rate", "false positive rate", "accuracy"
-RATES = (SELECTION, TPR, FPR, ACCURACY)
+SELECTION, TPR, FPR, ACCURACY = (
+    measure.name
+    for measure in (
+        confusion.SELECTION_RATE,
+        confusion.TRUE_POSITIVE_RATE,
+        confusion.FALSE_POSITIVE_RATE,
+        confusion.ACCURACY,
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -52,15 +59,29 @@ class Rate:
 
 @dataclass(frozen=True)
 class WeakGroup:
-    """A group of which too little is known: few people, or nobody from whom one of the rates could be told."""
+    """A group of which too little is known: `few` people, or (`unlabelled`) few of whom one of the error rates could be told.
+
+    Either text is empty where it is not so. Few people weaken whatever is said of the attribute; few with a label, or without,
+    only what rests on error rates.
+    """
 
     attribute: Attribute
     group: str
     n: int
-    why: str
+    few: str = ""
+    unlabelled: str = ""
+
+    @property
+    def why(self) -> str:
+        """Both reasons."""
+        return "; ".join(filter(None, (self.few, self.unlabelled)))
 
     def __str__(self) -> str:
-        return f"{self.attribute.name} = {self.group} ({self.why})"
+        return self.told(self.why)
+
+    def told(self, why: str) -> str:
+        """Name the group with one of the reasons."""
+        return f"{self.attribute.name} = {self.group} ({why})"
 
 
 @dataclass(frozen=True)
@@ -72,11 +93,14 @@ class Assessment:
     metrics
         For each attribute the demographic parity difference, the equalized odds difference and the worst group's accuracy.
     groups
-        A table with one row for each attribute, positive class and group: counts, rates and their intervals.
+        A table with one row for each attribute, positive class and group: counts, ten measures (see
+        `audit.fairness.confusion`) and their intervals, each of which holds on its own.
     weak_groups
-        Groups that are too small, or where a rate is undefined. They are in the metrics all the same.
+        Groups that are too small, or where an error rate rests on too few. They are in the metrics all the same.
     attributes, rates, positives
         The groups, their counts, and the classes that count as selected, one at a time.
+    counts
+        The tables of counts, one for each attribute and positive class.
     """
 
     metrics: list[Metric]
@@ -85,6 +109,7 @@ class Assessment:
     attributes: list[Attribute]
     rates: list[Rate]
     positives: tuple[Any, ...]
+    counts: list[Counts]
 
     @property
     def small_groups(self) -> list[str]:
@@ -107,7 +132,9 @@ def assess(
     *,
     positive: Any = None,
     min_group_size: int = 30,
+    min_labelled: int | None = None,
     bins: Mapping[str, Sequence[float]] | None = None,
+    names: Mapping[str, Mapping[str, str]] | None = None,
     intersections: bool = True,
     confidence: float = 0.95,
     labels: Mapping[Any, str] | None = None,
@@ -127,7 +154,10 @@ def assess(
         classes each in turn against the rest; the gaps are then the largest over the classes.
     min_group_size
         Groups with fewer people are listed in `Assessment.weak_groups`.
-    bins, intersections
+    min_labelled
+        So are groups with fewer people who have the label of a positive class, or fewer who have it not: its true and false
+        positive rates are about them alone. None: a third of `min_group_size`.
+    bins, names, intersections
         See `audit.fairness.groups.make_attributes`.
     confidence
         Each metric's interval holds with this probability, over all its pairs of groups, rates and classes at once.
@@ -145,23 +175,38 @@ def assess(
     UsageError
         Lengths differ, there are no samples, or the positive class is none of the labels.
     """
+    attributes = make_attributes(sensitive, bins=bins, names=names, intersections=intersections, min_group_size=min_group_size)
+    truth, predicted = checked(y_true, y_pred, attributes)
+    called = dict(labels) if labels else {label: str(label) for label in distinct(truth, predicted)}
+    positives = positives_of(positive, list(called))
+    counts = count_all(truth, predicted, attributes, positives)
+    rates = [rate for attribute in attributes for rate in _rates(counts, attribute)]
+    metrics = [metric for a in attributes for metric in _metrics(a, _of(rates, a), positives, called, confidence)]
+    least = -(-min_group_size // 3) if min_labelled is None else min_labelled
+    weak = [weak for a in attributes for weak in _weak_groups(a, _of(rates, a), min_group_size, least, called)]
+    table = _table(counts, called, confidence, scores)
+    return Assessment(metrics, table, weak, attributes, rates, positives, counts)
+
+
+def checked(y_true: Any, y_pred: Any, attributes: Sequence[Attribute]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return labels and predictions of shape (n,); a UsageError where they and the groups are not of one length and kind."""
     truth, predicted = np.asarray(y_true).reshape(-1), np.asarray(y_pred).reshape(-1)
-    attributes = make_attributes(sensitive, bins=bins, intersections=intersections, min_group_size=min_group_size)
     lengths = (len(truth), len(predicted), len(attributes[0].index))
     if len(set(lengths)) > 1 or lengths[0] == 0:
         raise UsageError(f"y_true, y_pred and sensitive need one value for each of n > 0 samples, got lengths {lengths}")
     if (truth.dtype.kind in "US") != (predicted.dtype.kind in "US"):
         raise UsageError(f"labels and predictions should be of one kind, got {truth.dtype} and {predicted.dtype}")
-    names = dict(labels) if labels else {label: str(label) for label in np.unique(np.r_[truth, predicted]).tolist()}
-    positives = _positives(positive, list(names))
-    rates = [rate for attribute in attributes for rate in _rates(truth, predicted, attribute, positives)]
-    metrics = [metric for a in attributes for metric in _metrics(a, _of(rates, a), positives, names, confidence)]
-    weak = [weak for a in attributes for weak in _weak_groups(a, _of(rates, a), min_group_size, names)]
-    table = _table(attributes, rates, positives, names, confidence, scores)
-    return Assessment(metrics, table, weak, attributes, rates, positives)
+    return truth, predicted
 
 
-def _positives(positive: Any, labels: list[Any]) -> tuple[Any, ...]:
+def distinct(truth: NDArray[Any], predicted: NDArray[Any]) -> list[Any]:
+    """Return the classes that occur, in their order."""
+    found: list[Any] = np.union1d(np.unique(truth), np.unique(predicted)).tolist()
+    return found
+
+
+def positives_of(positive: Any, labels: list[Any]) -> tuple[Any, ...]:
+    """Return the classes that count as selected, one at a time: as stated, 1 of 0 and 1, the larger of two, else each."""
     zero_one = all(label in (0, 1) for label in labels)
     if positive is not None:
         if positive not in labels and not (zero_one and positive in (0, 1)):
@@ -178,48 +223,44 @@ def _of(rates: Sequence[Rate], attribute: Attribute, name: str | None = None) ->
 
 # --- counts -----------------------------------------------------------------------------------------------------------
 
-Count = Callable[[NDArray[Any], NDArray[Any]], int]
+
+@dataclass(frozen=True)
+class Counts:
+    """What happened to the people of each group of one attribute when one class counts as selected.
+
+    `cells` has shape (groups, 5); see `audit.fairness.confusion.count`.
+    """
+
+    attribute: Attribute
+    positive: Any
+    cells: Ints
 
 
-def _rates(truth: NDArray[Any], predicted: NDArray[Any], attribute: Attribute, positives: Sequence[Any]) -> list[Rate]:
-    from fairlearn.metrics import MetricFrame
-
-    counts: dict[str, Count] = {"n": _people, "right": _right}
-    for i, positive in enumerate(positives):
-        counts[f"labelled {i}"] = partial(_labelled, positive)
-        counts[f"selected {i}"] = partial(_selected, positive)
-        counts[f"found {i}"] = partial(_found, positive)
-    frame = MetricFrame(metrics=counts, y_true=truth, y_pred=predicted, sensitive_features=attribute.index)
-    by_group = frame.by_group.loc[range(len(attribute.groups))]
-    column = {name: by_group[name].to_numpy(dtype=np.int64) for name in counts}
-    n = column["n"]
-    rates = []
-    for i, positive in enumerate(positives):
-        labelled, selected, found = (column[f"{name} {i}"] for name in ("labelled", "selected", "found"))
-        rates.append(Rate(attribute, SELECTION, positive, selected, n))
-        rates.append(Rate(attribute, TPR, positive, found, labelled))
-        rates.append(Rate(attribute, FPR, positive, selected - found, n - labelled))
-    return [*rates, Rate(attribute, ACCURACY, None, column["right"], n)]
+def count_all(
+    truth: NDArray[Any], predicted: NDArray[Any], attributes: Sequence[Attribute], positives: Sequence[Any]
+) -> list[Counts]:
+    """Count every grouping and every positive class, attributes first."""
+    found = [confusion.outcomes(truth, predicted, positive) for positive in positives]
+    return [
+        Counts(attribute, positive, confusion.counted(outcome, attribute))
+        for attribute in attributes
+        for positive, outcome in zip(positives, found, strict=True)
+    ]
 
 
-def _people(truth: NDArray[Any], _: NDArray[Any]) -> int:
-    return len(truth)
+def _rates(counts: Sequence[Counts], attribute: Attribute) -> list[Rate]:
+    own = [one for one in counts if one.attribute is attribute]
+    rates = [
+        _rate(measure, one, one.positive)
+        for one in own
+        for measure in (confusion.SELECTION_RATE, confusion.TRUE_POSITIVE_RATE, confusion.FALSE_POSITIVE_RATE)
+    ]
+    return [*rates, _rate(confusion.ACCURACY, own[0], None)]
 
 
-def _right(truth: NDArray[Any], predicted: NDArray[Any]) -> int:
-    return int((truth == predicted).sum())
-
-
-def _labelled(positive: Any, truth: NDArray[Any], _: NDArray[Any]) -> int:
-    return int((truth == positive).sum())
-
-
-def _selected(positive: Any, _: NDArray[Any], predicted: NDArray[Any]) -> int:
-    return int((predicted == positive).sum())
-
-
-def _found(positive: Any, truth: NDArray[Any], predicted: NDArray[Any]) -> int:
-    return int(((truth == positive) & (predicted == positive)).sum())
+def _rate(measure: Measure, counts: Counts, positive: Any) -> Rate:
+    ((k, n),) = measure.shares(counts.cells)
+    return Rate(counts.attribute, measure.name, positive, k, n)
 
 
 # --- metrics ----------------------------------------------------------------------------------------------------------
@@ -293,64 +334,61 @@ def _largest(rates: Sequence[Rate], confidence: float) -> Interval:
     return Interval(max(values), max(gap.low or 0.0 for gap in gaps), max(1.0 if g.high is None else g.high for g in gaps))
 
 
-def _weak_groups(attribute: Attribute, rates: Sequence[Rate], min_group_size: int, names: Mapping[Any, str]) -> list[WeakGroup]:
+def _weak_groups(
+    attribute: Attribute, rates: Sequence[Rate], min_group_size: int, least: int, names: Mapping[Any, str]
+) -> list[WeakGroup]:
     weak = []
     (accuracy,) = (rate for rate in rates if rate.name == ACCURACY)
     for i, group in enumerate(attribute.groups):
         n = int(accuracy.n[i])
-        reasons = [f"{n} {'people' if n != 1 else 'person'}, fewer than {min_group_size}"] if n < min_group_size else []
-        for rate in rates:
-            if rate.n[i] == 0 and rate.n.sum() > 0:
-                label = "with" if rate.name == TPR else "without"
-                reasons.append(f"nobody {label} the label {names.get(rate.positive, str(rate.positive))}")
-        if reasons:
-            weak.append(WeakGroup(attribute, group, n, "; ".join(reasons)))
+        few = f"{_people(n)}, fewer than {min_group_size}" if n < min_group_size else ""
+        # That a small group has few of either label goes without saying; that it has none does not.
+        unlabelled = [why for rate in rates if (why := _unlabelled(rate, i, 1 if few else least, names))]
+        if few or unlabelled:
+            weak.append(WeakGroup(attribute, group, n, few, "; ".join(unlabelled)))
     return weak
+
+
+def _unlabelled(rate: Rate, group: int, least: int, names: Mapping[Any, str]) -> str:
+    """Say that an error rate is about too few of a group, if so; of a class that nobody has there is no rate at all."""
+    n = int(rate.n[group])
+    if rate.name not in (TPR, FPR) or n >= least or rate.n.sum() == 0:
+        return ""
+    label = f"{'with' if rate.name == TPR else 'without'} the label {names.get(rate.positive, str(rate.positive))}"
+    return f"nobody {label}" if n == 0 else f"{_people(n)} {label}, fewer than {least}"
+
+
+def _people(n: int) -> str:
+    return f"{n} {'people' if n != 1 else 'person'}"
 
 
 # --- the table --------------------------------------------------------------------------------------------------------
 
 
-def _table(
-    attributes: Sequence[Attribute],
-    rates: Sequence[Rate],
-    positives: Sequence[Any],
-    names: Mapping[Any, str],
-    confidence: float,
-    scores: Any,
-) -> pd.DataFrame:
+def _table(counts: Sequence[Counts], names: Mapping[Any, str], confidence: float, scores: Any) -> pd.DataFrame:
     import pandas as pd
 
     frames = []
-    for attribute in attributes:
-        own = _of(rates, attribute)
-        for positive in positives:
-            columns: dict[str, Any] = {
-                "attribute": attribute.name,
-                "group": list(attribute.groups),
-                "positive": names.get(positive, str(positive)),
-            }
-            chosen = {rate.name: rate for rate in own if rate.positive == positive or rate.name == ACCURACY}
-            columns |= {
-                "n": chosen[ACCURACY].n,
-                "positives": chosen[TPR].n,
-                "selected": chosen[SELECTION].k,
-                "true_positives": chosen[TPR].k,
-                "false_positives": chosen[FPR].k,
-                "correct": chosen[ACCURACY].k,
-            }
-            for name in RATES:
-                columns |= _columns(name.replace(" ", "_"), chosen[name], confidence)
-            if scores is not None:
-                columns["mean_score"] = _means(np.asarray(scores, dtype=np.float64).reshape(-1), attribute)
-            frames.append(pd.DataFrame(columns))
+    for one in counts:
+        columns: dict[str, Any] = {
+            "attribute": one.attribute.name,
+            "group": list(one.attribute.groups),
+            "positive": names.get(one.positive, str(one.positive)),
+            "n": one.cells.sum(axis=1),
+            "positives": one.cells[:, list(confusion.LABELLED)].sum(axis=1),
+            "selected": one.cells[:, list(confusion.SELECTED)].sum(axis=1),
+            "true_positives": one.cells[:, confusion.FOUND],
+            "false_positives": one.cells[:, confusion.ACCUSED],
+            "correct": one.cells[:, [confusion.FOUND, confusion.CLEARED]].sum(axis=1),
+        }
+        for measure in MEASURES:
+            low, high = measure.limits(one.cells, confidence)
+            name = measure.slug
+            columns |= {name: measure.values(one.cells), f"{name}_low": low, f"{name}_high": high}
+        if scores is not None:
+            columns["mean_score"] = _means(np.asarray(scores, dtype=np.float64).reshape(-1), one.attribute)
+        frames.append(pd.DataFrame(columns))
     return pd.concat(frames, ignore_index=True)
-
-
-def _columns(name: str, rate: Rate, confidence: float) -> dict[str, NDArray[np.float64]]:
-    low, high = stats.clopper_pearson_limits(rate.k, rate.n, confidence)
-    with np.errstate(invalid="ignore"):
-        return {name: rate.k / rate.n, f"{name}_low": low, f"{name}_high": high}
 
 
 def _means(scores: NDArray[np.float64], attribute: Attribute) -> NDArray[np.float64]:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from fractions import Fraction
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from audit.attacks.base import NORMS
+from audit.config import seconds
 from audit.errors import closest
-
-UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 
 class HardeningOptions(BaseModel):
@@ -59,9 +57,4 @@ class HardeningOptions(BaseModel):
     @field_validator("max_time", mode="before")
     @classmethod
     def _duration(cls, value: Any) -> Any:
-        if not isinstance(value, str):
-            return value
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", value)
-        if match is None:
-            raise ValueError("a time is seconds, or a number with s, m or h: 90s, 10m, 1.5h")
-        return float(match[1]) * UNITS[match[2] or "s"]
+        return seconds(value)

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from audit.budget import check_deadline
 from audit.errors import AuditError, ModelError, UsageError
 from audit.model.batching import BatchSize, in_batches, is_out_of_memory
 from audit.model.outputs import OUTPUTS, Before, Output, call_undoing, checked_output, tell_output, to_logits
@@ -61,11 +62,6 @@ class Model:
         ``cpu``, ``cuda``, or ``auto`` for a GPU where there is one.
     batch_size
         Samples a batch; halved when memory runs out.
-
-    Attributes
-    ----------
-    forwards, backwards : int
-        Samples that went through the network so far.
     """
 
     def __init__(
@@ -101,7 +97,7 @@ class Model:
             raise UsageError(f"std must be above 0 everywhere, got {self.std.tolist()}")
         self.device = pick_device(device)
         self.batch_size = BatchSize(batch_size)
-        self.forwards = self.backwards = 0
+        self._forwards = self._backwards = 0
         self.notes: list[str] = []
         # Called with one sample before the network first sees any: networks out of files may be made to exhaust the machine.
         self.guard: Callable[[Tensor], None] | None = None
@@ -146,6 +142,26 @@ class Model:
             if parameter.is_floating_point():
                 return parameter.dtype
         return torch.float32
+
+    @property
+    def forwards(self) -> int:
+        """Samples that went through the network forwards so far."""
+        return self._forwards
+
+    @forwards.setter
+    def forwards(self, count: int) -> None:
+        self._forwards = count
+        check_deadline()
+
+    @property
+    def backwards(self) -> int:
+        """Samples that went through the network backwards so far."""
+        return self._backwards
+
+    @backwards.setter
+    def backwards(self, count: int) -> None:
+        self._backwards = count
+        check_deadline()
 
     @property
     def parameters(self) -> int:
@@ -287,6 +303,7 @@ class Model:
         return x
 
     def _forward(self, x: Tensor, *, undo: bool) -> tuple[Tensor, Before | None]:
+        check_deadline()
         with self.session():
             inputs = self.normalise(x).to(self.dtype)
             out = call_undoing(self.module, inputs) if undo else (checked_output(self.module(inputs), len(x)), None)

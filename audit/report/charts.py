@@ -31,6 +31,7 @@ from audit.report.figures import (
     Curve,
     Histogram,
     HistogramGroup,
+    Mark,
     Matrix,
     Paired,
     Panel,
@@ -515,15 +516,30 @@ def _curve(shape: Curve) -> Canvas | None:
         return None
     names = [line.name for line in named] if len(named) > 1 or any(line.name for line in named) else []
     columns, legend_rows = _legend_size(names)
-    top = 12 + 20 * legend_rows
+    room = 20 if shape.marks else 0
+    top = 12 + 20 * legend_rows + room
     canvas, axes = _axes(_HALF, top + _CURVE_HEIGHT + 52, 64, top, 24, 52)
     _lines(axes, faint, named)
     xs, ys = _extent((*named, *faint))
+    xs += finite_values([shape.xmin, shape.xmax])
     axes.set_xlim(*((min(xs), max(xs)) if min(xs) < max(xs) else _padded(xs)))
     axes.set_ylim(*_padded(ys))
     _plane(axes, shape.xlabel, shape.ylabel)
-    _legend(axes, names, columns)
+    if shape.whole:
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    _marks(axes, shape.marks)
+    _legend(axes, names, columns, above=room)
     return canvas
+
+
+def _marks(axes: Axes, marks: Sequence[Mark]) -> None:
+    low, high = axes.get_xlim()
+    inside = [mark for mark in marks if low <= mark.x <= high][:MAX_FAINT]
+    place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points"}
+    for mark in inside:
+        axes.axvline(mark.x, color=WARM, linewidth=1, linestyle=(0, (2, 3)), clip_on=False)
+        if len(inside) <= 5:  # the words of more would run into each other
+            axes.annotate(clip(mark.label, 14), (mark.x, 1), xytext=(0, 8), ha="center", color=WARM, **place)
 
 
 def _plane(axes: Axes, xlabel: str, ylabel: str) -> None:
@@ -556,6 +572,8 @@ def _line(axes: Axes, line: Series, index: int, **changes: Any) -> None:
     look = {**_look(index), **changes}
     if line.low and line.high:
         axes.fill_between(line.x, _gaps(line.low), _gaps(line.high), color=look["color"], alpha=0.16, linewidth=0)
+        if len(line.x) == 1:  # a band over a single point has no width
+            axes.plot([line.x[0]] * 2, _gaps([*line.low, *line.high]), color=look["color"], linewidth=1.6, clip_on=False)
     axes.plot(line.x, _gaps(line.y), markevery=max(1, len(line.x) // 24), **look)
 
 

@@ -160,12 +160,26 @@ class Series(Shape):
         return rows
 
 
+class Mark(Shape):
+    """An upright line at `x`, with a word: something happened there."""
+
+    x: Value
+    label: Text = ""
+
+
 class Curve(Shape):
-    """Kind "curve": one or more lines over a common axis."""
+    """Kind "curve": one or more lines over a common axis, and marks on it; `whole` where that axis counts something.
+
+    The axis runs over the points, or from `xmin` to `xmax` where these are given.
+    """
 
     series: list[Series]
     xlabel: Text = ""
     ylabel: Text = ""
+    marks: list[Mark] = Field(default_factory=list)
+    whole: bool = False
+    xmin: Value | None = None
+    xmax: Value | None = None
 
     def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
         """One row a point of the lines that have a name; the faint ones are counted."""
@@ -176,6 +190,8 @@ class Curve(Shape):
         faint = len(self.series) - len(named)
         if faint:
             body.append([f"{faint:,} thin lines: see result.json", *([None] * (len(columns) - 1))])
+        for mark in self.marks:
+            body.append([mark.label, mark.x, *([None] * (len(columns) - 2))])
         return columns, body
 
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from audit.report import text, view
+from audit.report import changes, text, view
 from audit.report.figures import (
     Change,
     Curve,
@@ -71,6 +71,24 @@ def render(result: Result, template: str = "report.html") -> str:
         if len(page) <= MAX_BYTES and len(page.encode()) <= MAX_BYTES:
             break
     return page
+
+
+def page(template: str, **said: Any) -> str:
+    """Return a page of another template, with what it says, in the style of the report and as safe.
+
+    A page that comes out larger than `MAX_BYTES` is drawn again with less: templates keep to ``measure``.
+    """
+    drawn = ""
+    for measure in MEASURES:
+        drawn = _fill(template, measure, **said)
+        if len(drawn) <= MAX_BYTES and len(drawn.encode()) <= MAX_BYTES:
+            break
+    return drawn
+
+
+def shown_figure(figure: Figure, anchor: str) -> ShownFigure:
+    """Return a chart with its data, as the macro ``figure`` of parts.html takes it; `anchor` is one of a kind in the page."""
+    return _figure(figure, anchor, MEASURES[0], None)
 
 
 def templates_folder() -> Path:
@@ -164,21 +182,33 @@ class ShownCheck:
 
 
 def _render(result: Result, measure: Measure, template: str) -> str:
-    folder = templates_folder()
-    environment = _environment(folder, measure)
-    return environment.get_template(template).render(
+    return _fill(
+        template,
+        measure,
         result=result,
-        measure=measure,
-        csp=CONTENT_SECURITY_POLICY,
-        style=Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
-        view=view,
-        text=text,
         flaws=view.worst_findings(result),
         gaps=view.gaps(result),
         limits=view.limits(result),
         scorecard=view.scorecard(result),
         checks=_checks(result, measure),
         shown_rows=SHOWN_ROWS,
+        changes=None if result.comparison is None else changes.shown(result.comparison),
+    )
+
+
+def _fill(template: str, measure: Measure, **said: Any) -> str:
+    folder = templates_folder()
+    return (
+        _environment(folder, measure)
+        .get_template(template)
+        .render(
+            measure=measure,
+            csp=CONTENT_SECURITY_POLICY,
+            style=Markup((folder / "report.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+            view=view,
+            text=text,
+            **said,
+        )
     )
 
 
@@ -287,19 +317,19 @@ def _first_metrics(metrics: list[Metric], result: Result) -> tuple[list[Metric],
     return [m for m in metrics if m.id in first], [m for m in metrics if m.id not in first]
 
 
-def _figure(figure: Figure, anchor: str, measure: Measure, pictures: _Pictures) -> ShownFigure:
+def _figure(figure: Figure, anchor: str, measure: Measure, pictures: _Pictures | None) -> ShownFigure:
     from audit.report import charts  # matplotlib takes a while: only a report with a chart needs it
 
     shape = read(figure)
     table = data_table(figure, shape, measure.rows)
-    if isinstance(shape, Gallery):
+    if isinstance(shape, Gallery) and pictures is not None:
         items = list(pictures.items(shape))
         note = _left_out(len(shape.items) - len(items), "sample", "that the page has no room for")
         first, rest = _folded(items, SHOWN_SAMPLES // 2 if len(shape.panels) > MOST_BESIDE else SHOWN_SAMPLES)
         return ShownFigure(figure, anchor, table, items=first, more_items=rest, note=note)
     if isinstance(shape, FeatureChange):
-        changes = [_changed_row(shape, index) for index in range(min(len(shape.items), MOST_ROWS))]
-        return ShownFigure(figure, anchor, table, changes=changes, note=_left_out(len(shape.items) - MOST_ROWS, "row"))
+        rows = [_changed_row(shape, index) for index in range(min(len(shape.items), MOST_ROWS))]
+        return ShownFigure(figure, anchor, table, changes=rows, note=_left_out(len(shape.items) - MOST_ROWS, "row"))
     svg = None if shape is None else charts.draw(figure.kind, figure.title, shape, anchor)
     chart = None if svg is None else Markup(svg)  # noqa: S704 - written by charts, which escapes every label
     return ShownFigure(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from audit.report import view
+from audit.report.diff import markdown_lines
 from audit.report.text import count, markdown, markdown_id
 from audit.result import Result
 
@@ -25,6 +26,7 @@ def render(result: Result) -> str:
         *(markdown(sentence, 300) for sentence in (*view.trust(result), *result.model.notes[:MAX_NOTES])),
         "## Scorecard",
         "\n".join(_scorecard(result)),
+        *(["## Changes since the baseline", *markdown_lines(result.comparison)] if result.comparison else []),
         "## The worst findings",
         "\n".join(_findings(result)),
         "## Not tested",

@@ -29,6 +29,7 @@ def markdown(text: str, limit: int = 2000) -> str:
     line = clip(" ".join(text.splitlines()), limit).strip()
     escaped = "".join(_MARKDOWN_ENTITIES.get(c) or (f"\\{c}" if c in _MARKDOWN_MARKS else c) for c in line)
     escaped = re.sub(r"^(\d*)([-+=.)])(?=[-+=\s]|$)", r"\1\\\2", escaped)  # what would begin a list or underline a heading
+    escaped = re.sub(r"^:(?=:)", r"\\:", escaped)  # what begins a command where a CI log shows the page
     # bare addresses become links in GitHub's dialect
     return re.sub(r"(?i)\bwww\.", lambda m: m[0][:-1] + "\\.", escaped.replace("://", "\\://"))
 

@@ -23,12 +23,17 @@ STATUSES = {
     "fail": "fail",
     "incomplete": "incomplete",
     "waived": "waived",
+    "unjudged": "unjudged",
     "measured": "measured",
     "not_applicable": "not applicable",
     "error": "error",
     "no_limit": "no limit",
     "ok": "holds",
     "not_ok": "does not hold",
+    "better": "better",
+    "worse": "worse",
+    "unchanged": "unchanged",
+    "not_comparable": "not comparable",
 }
 KINDS = {
     ("estimate", "higher"): "estimate",
@@ -254,6 +259,8 @@ def _limit(judgement: Judgement, unit: str) -> Limit:
         sides.append(f"at least {_limit_number(judgement.min)}")
     if judgement.max is not None:
         sides.append(f"at most {_limit_number(judgement.max)}")
+    if judgement.max_drop is not None:
+        sides.append(f"worse by at most {_limit_number(judgement.max_drop)}")
     return Limit(
         judgement=judgement,
         words=" and ".join(sides) or "see the reason",
@@ -275,6 +282,7 @@ def _margin(judgement: Judgement) -> float | None:
         return None
     room = [judgement.bound - judgement.min] if judgement.min is not None else []
     room += [judgement.max - judgement.bound] if judgement.max is not None else []
+    room += [judgement.max_drop - judgement.bound] if judgement.max_drop is not None else []
     return min(room, default=None)
 
 

@@ -258,8 +258,9 @@ def _configured(wanted: Wanted) -> dict[str, dict[str, Any]]:
 
 
 def _named(wanted: Wanted) -> list[Path]:
-    data = _configured(wanted).get("data", {})
-    names = [*wanted.reads, *(data.get(key) for key in ("source", "reference", "anomalies", "classes"))]
+    said = _configured(wanted)
+    data, run = said.get("data", {}), said.get("run", {})
+    names = [*wanted.reads, *(data.get(key) for key in ("source", "reference", "anomalies", "classes")), run.get("baseline")]
     found = [Path(name) for name in names if isinstance(name, str) and name and not name.startswith(("sklearn:", "column:"))]
     return [*found, *([wanted.config] if wanted.config is not None else [])]
 

@@ -1,16 +1,14 @@
-"""Regression: errors, the share of variance explained, and paired differences, by a studentised bootstrap."""
+"""Regression: errors, and the share of variance explained, by a studentised bootstrap."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from audit.stats.base import MIN_BOOTSTRAP, Floats, Interval, pair_of, tail_of
-
-Statistic = Callable[[Floats], tuple[Floats, Floats]]
+from audit.stats.base import Floats, Interval, pair_of
+from audit.stats.bootstrap import WithError, studentised_bootstrap
 
 
 def mean_absolute_error(y: ArrayLike, predicted: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Interval:
@@ -31,9 +29,15 @@ def r_squared(y: ArrayLike, predicted: ArrayLike, confidence: float = 0.95, seed
     """Return R² = 1 − mean squared error / variance of `y`, with a studentised bootstrap interval of log(1 − R²).
 
     The same `seed` gives the same interval. Assumes independent samples and errors with a finite fourth moment; where that
-    is in doubt (heavy tails, skewed `y`) it misses 12 to 19 %, not 5: `effective_size` tells. R² of a finite sample is biased
+    is in doubt (heavy tails, skewed `y`) it misses 10 to 19 %, not 5: `effective_size` tells. R² of a finite sample is biased
     a little downward, since the mean of `y` is fitted to it. None where `y` has no spread; limits None with fewer than 10
     samples, no residual at all, or residuals at so few samples that resamples hold none.
+
+    Simulated with 100 samples (benchmarks/bootstraps.py), this misses 6 % with normal or Laplace errors, 10 % with
+    log-normal ones, 13 % with those of Student's t of 3 degrees, 17 % with log-normal labels. No other form halves that: BCa
+    misses 12, 14 and 22 % of the last three, percentile limits 13, 14 and 29 %, and a standard error as if the most
+    influential sample were there twice 7, 10 and 11 %, with intervals 15 to 25 % longer throughout. What a sample does not hold
+    no resample of it shows, so the answer is the evidence that tells of it, not a wider interval.
 
     Source: as `mean_absolute_error`; the standard error is that of the influence function of log(mean e²) − log var(y).
     """
@@ -43,32 +47,6 @@ def r_squared(y: ArrayLike, predicted: ArrayLike, confidence: float = 0.95, seed
     inside = _log_bootstrap(np.stack(((y - predicted) ** 2, y), axis=-1), _log_unexplained, confidence, seed)
     value, low, high = (None if v is None else 1 - v for v in inside)
     return Interval(value, high, low)
-
-
-def paired_mean(differences: ArrayLike, confidence: float = 0.95, seed: int = 0) -> Interval:
-    """Return the mean of paired differences with a studentised bootstrap interval.
-
-    The same `seed` gives the same interval. Assumes independent samples and a finite variance. Limits are None with fewer
-    than 10 samples, and where all differences are equal, since a bootstrap then shows no spread.
-
-    Source: Davison & Hinkley (1997), Bootstrap Methods and their Application, section 5.2.1.
-    """
-    d = np.asarray(differences, dtype=np.float64)
-    if d.ndim != 1 or not np.isfinite(d).all():
-        raise ValueError(f"expected one finite difference a sample, got shape {d.shape}")
-    if len(d) == 0:
-        return Interval(None, None, None)
-    centre, error = float(d.mean()), float(d.std()) / math.sqrt(len(d))
-    if len(d) < MIN_BOOTSTRAP or error == 0:
-        return Interval(centre, None, None)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        pivots = _pivots(d, _mean, centre, seed)
-    upper = np.quantile(np.where(np.isnan(pivots), np.inf, pivots), 1 - tail_of(confidence), method="higher")
-    lower = np.quantile(np.where(np.isnan(pivots), -np.inf, pivots), tail_of(confidence), method="lower")
-    low, high = centre - float(upper) * error, centre - float(lower) * error
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return Interval(centre, None, None)
-    return Interval(centre, min(low, centre), max(high, centre))
 
 
 def effective_size(weights: ArrayLike) -> float:
@@ -95,47 +73,14 @@ def enough_of(n: int) -> float:
     return 2 * math.sqrt(n)
 
 
-def _log_bootstrap(data: Floats, statistic: Statistic, confidence: float, seed: int) -> Interval:
-    """Return exp of a statistic with its studentised bootstrap interval.
-
-    `statistic` takes data of shape (resamples, n, …) and returns the logarithm and its standard error, each (resamples,).
-    """
-    n = len(data)
-    if n == 0:
-        return Interval(None, None, None)
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        (centre,), (error,) = statistic(data[None])
-        value = float(np.exp(centre))
-        if n < MIN_BOOTSTRAP or not np.isfinite(centre) or not error > 0:
-            return Interval(value, None, None)
-        pivots = _pivots(data, statistic, float(centre), seed)
-        # A pivot that does not exist (0 / 0) could lie on either side.
-        upper = np.quantile(np.where(np.isnan(pivots), np.inf, pivots), 1 - tail_of(confidence), method="higher")
-        lower = np.quantile(np.where(np.isnan(pivots), -np.inf, pivots), tail_of(confidence), method="lower")
-        low, high = float(np.exp(centre - upper * error)), float(np.exp(centre - lower * error))
-    if not (math.isfinite(low) and math.isfinite(high)):
+def _log_bootstrap(data: Floats, statistic: WithError, confidence: float, seed: int) -> Interval:
+    """Return exp of a statistic with its studentised bootstrap interval."""
+    log = studentised_bootstrap(data, statistic, confidence, seed)
+    with np.errstate(over="ignore"):
+        value, low, high = (None if v is None else float(np.exp(v)) for v in log)
+    if high is None or not math.isfinite(high):
         return Interval(value, None, None)
-    return Interval(value, min(low, value), max(high, value))
-
-
-def _pivots(data: Floats, statistic: Statistic, centre: float, seed: int) -> Floats:
-    n = len(data)
-    generator = np.random.default_rng(seed)
-    # 2,000 resamples fix the quantiles to about 0.4 % of the level; large samples need fewer, as their pivot is near normal.
-    resamples = int(np.clip(50_000_000 // n, 500, 2000))
-    at_once = max(1, 1_000_000 // n)  # keeps memory at a few megabytes for any n
-    pivots = []
-    for start in range(0, resamples, at_once):
-        rows = min(at_once, resamples - start)
-        log, error = statistic(data[generator.integers(0, n, size=(rows, n))])
-        # A resample of errors that are all 0, or of equal labels, has an infinite logarithm and no standard error. It counts,
-        # with its sign: to drop it would hide how little is known.
-        pivots.append(np.where(np.isinf(log), log, (log - centre) / error))
-    return np.concatenate(pivots)
-
-
-def _mean(values: Floats) -> tuple[Floats, Floats]:
-    return values.mean(axis=1), values.std(axis=1) / math.sqrt(values.shape[1])
+    return Interval(value, low, high)
 
 
 def _log_mean(errors: Floats) -> tuple[Floats, Floats]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -91,6 +91,7 @@ def test_one_huge_column_does_not_own_the_score():
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=20), st.floats(-1e9, 1e9))
+@example([0.0, 2.2e-309], 1.0)
 def test_scaling_goes_back_and_keeps_the_order(values, new):
     x = np.asarray(values)[:, None]
     scaling = RobustScaling.fit(x, (1,), 10.0)

@@ -64,13 +64,13 @@ def test_a_table_with_labelled_anomalies():
 
 
 def test_every_metric_is_documented_and_every_figure_can_be_drawn():
-    from audit.plan import _matches
+    from audit.plan import is_of
     from audit.report.charts import draw
     from audit.report.figures import read
 
     result = check(Line(), table())
     for metric in result.metrics:
-        assert any(_matches(metric.id, doc.id) and doc.direction == metric.direction for doc in Anomaly.metrics), metric.id
+        assert any(is_of(metric.id, doc.id) and doc.direction == metric.direction for doc in Anomaly.metrics), metric.id
     for figure in result.figures:
         assert draw(figure.kind, figure.title, read(figure), "f"), figure.id
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from audit.corruptions.intervals import bounded_mean, mean, paired_difference
+from audit.corruptions.intervals import bounded_mean, mean
 
 DRAWS = 2000
 
@@ -56,17 +56,6 @@ def test_outcomes_of_one_sample_are_not_counted_as_draws_of_their_own():
     one = right_or_wrong(rng, 0.8, 300)
     many = np.repeat(one[:, None], 65, axis=1)
     assert bounded_mean(many.mean(axis=1), 0.0, 1.0) == bounded_mean(one, 0.0, 1.0)
-
-
-@pytest.mark.parametrize(("lost", "won", "n"), [(0.1, 0.02, 60), (0.01, 0.0, 300), (0.4, 0.3, 40)])
-def test_the_paired_difference_covers(lost, won, n):
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(n, [lost, won, 1 - lost - won], size=DRAWS)
-    found = [paired_difference(int(a), int(b), n) for a, b, _ in counts]
-    covered = np.mean([i.low <= lost - won <= i.high for i in found])
-    assert covered >= 0.95 - 3 * (0.95 * 0.05 / DRAWS) ** 0.5
-    assert all(i.low < i.value < i.high for i in found)
-    assert paired_difference(0, 0, 0) == (None, -1.0, 1.0)
 
 
 def test_a_mean_without_bounds_is_students():

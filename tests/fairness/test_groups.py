@@ -71,3 +71,47 @@ def test_more_intersections_than_can_be_compared_are_refused():
     with pytest.raises(UsageError, match=r"'a' and 'b' together make 1,600 groups.*fairness\.intersections = false"):
         make_attributes({"a": a, "b": b})
     assert [len(attribute.groups) for attribute in make_attributes({"a": a, "b": b}, intersections=False)] == [40, 40]
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+NAMES = {"sex": {"0": "women", "1": "men"}}
+
+
+@pytest.mark.parametrize("values", [["0", "1", "1"], ["0.0", "1.0", "1.0"], np.asarray([0, 1, 1]), np.asarray([0.0, 1.0, 1.0])])
+def test_codes_are_called_by_their_names_however_the_file_writes_them(values):
+    (sex,) = make_attributes({"sex": values}, names=NAMES)
+    assert sex.groups == ("women", "men")
+    assert sex.index.tolist() == [0, 1, 1]
+
+
+def test_intersections_and_ranges_have_the_names_and_the_rest_keeps_its_value():
+    attributes = make_attributes(
+        {"sex": [0, 1, 2, 0], "age": [10, 30, 70, 80]},
+        bins={"age": [25, 60]},
+        names=NAMES | {"age": {"less than 25": "young"}},
+    )
+    assert attributes[0].groups == ("women", "men", "2")
+    assert attributes[1].groups == ("young", "25 to less than 60", "60 and more")
+    assert attributes[2].groups == ("women & young", "women & 60 and more", "men & 25 to less than 60", "2 & 60 and more")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"sexx": {}}, "names are given for 'sexx'.*did you mean 'sex'"),
+        ({"sex": {"3": "children"}}, "'3', which is none of its groups"),
+        ({"sex": {"0": "people", "1": "people"}}, "call two groups 'people'"),
+        ({"sex": {"0": "1"}}, "call two groups '1'"),
+        ({"sex": {"0": " "}}, "what '0' is called"),
+    ],
+)
+def test_names_that_do_not_fit_are_errors(names, message):
+    with pytest.raises(UsageError, match=message):
+        make_attributes({"sex": [0, 1, 1]}, names=names)
+
+
+def test_values_are_told_apart_as_text():
+    values = np.asarray([1, "1.0", True, None, float("nan")], dtype=object)
+    (attribute,) = make_attributes({"a": values})
+    assert sorted(attribute.groups) == ["1", "1.0", "None", "True", "nan"]

@@ -15,7 +15,7 @@ import audit
 from audit import demo_nets, workflows
 from audit.errors import UsageError
 from audit.listing import metrics_page, show
-from audit.plan import _matches
+from audit.plan import is_of
 from audit.policy import judge_again
 from audit.result import Metric
 from audit.tradeoff import METRICS, _calibration, conclude
@@ -62,7 +62,7 @@ def test_the_result_holds_both_audits_and_what_lies_between(done):
 
 def test_what_it_measures_is_documented_as_it_is(done):
     for metric in done[0].result["hardening"].metrics:
-        (doc,) = [doc for doc in METRICS if _matches(metric.id, doc.id)]
+        (doc,) = [doc for doc in METRICS if is_of(metric.id, doc.id)]
         assert (metric.kind, metric.direction, metric.unit) == (doc.kind, doc.direction, doc.unit)
     assert all(doc.id in show("metrics") and f"`{doc.id}`" in metrics_page() for doc in METRICS)
 

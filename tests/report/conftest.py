@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from audit.result import (
+    Change,
     CheckResult,
+    Comparison,
     Cost,
     DataInfo,
     Evidence,
@@ -482,6 +484,41 @@ SENTENCES = {
 EXIT_CODES = {"pass": 0, "fail": 1, "incomplete": 4, "unjudged": 0}
 
 
+def comparison(verdict: str = "worse") -> Comparison:
+    """Return a comparison with every outcome, two units and all that can be said of a change."""
+
+    def change(metric_id: str, outcome: str, by: float | None = None, half: float = 0.01, **more: Any) -> Change:
+        ends = (
+            {}
+            if by is None
+            else {"change": by, "low": by - half, "high": by + half, "old": 0.9, "new": 0.9 + by, "p_worse": 0.02}
+        )
+        fields = {"metric": metric_id, "direction": "higher", "outcome": outcome, "n": 2000, **ends, **more}
+        return Change(**fields)
+
+    changes = [
+        change(
+            "performance.accuracy", "unchanged", -0.004, primary=True, method="paired, exact McNemar", reason="9 and 4 samples"
+        ),
+        change("robustness.linf.accuracy", "worse", -0.08, method="paired, exact McNemar"),
+        change("calibration.ece", "better", -0.03, direction="lower", method="independent, MOVER of the two intervals"),
+        change("performance.mae", "worse", 3.5, 1.0, direction="lower", unit="label units"),
+        change("robustness.l2.accuracy", "not_comparable", reason="another eps: 0.5, then 1"),
+        change("fairness.group.worst_group_accuracy", "not_comparable", reason="the older result does not hold it"),
+    ]
+    return Comparison(
+        verdict=verdict,
+        sentence="2 of 3 other metrics surely became worse: robustness.linf.accuracy, performance.mae.",
+        source="release-1/result.json",
+        sha256="ab" * 32,
+        started_at="2030-04-04T09:30:00Z",
+        model_sha256="cd" * 32,
+        paired=True,
+        changes=changes,
+        notes=["another seed: 0, then 1"],
+    )
+
+
 def rich(verdict: str = "fail", **changes: Any) -> Result:
     """Return the result, with any of its parts replaced."""
     parts: dict[str, Any] = {
@@ -524,6 +561,7 @@ def rich(verdict: str = "fail", **changes: Any) -> Result:
         ),
         "checks": checks(),
         "policy": [] if verdict == "unjudged" else POLICY,
+        "comparison": comparison(),
     }
     return Result(**{**parts, **changes})
 

@@ -164,3 +164,35 @@ def luminance(color: str) -> float:
     channels = [float(part) / 255 for part in color[color.index("(") + 1 : -1].split(",")[:3]]
     linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.fixture(scope="module")
+def others(result: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return the pages of a comparison and of a trend."""
+    from audit.report import diff, trend
+
+    folder = tmp_path_factory.mktemp("pages")
+    for day in (1, 2, 3):
+        model = result.model.model_copy(update={"sha256": str(day)})
+        run = result.model_copy(
+            update={"started_at": f"2030-05-0{day}", "model": model, "verdict": "incomplete", "comparison": None}
+        )
+        (folder / f"{day}.json").write_text(run.to_json(), encoding="utf-8")
+    found = trend.read_folder(folder)
+    assert len(found.runs) == 3, found.faults
+    texts = {"diff": diff.render(result, result, result.comparison), "trend": trend.render(found)}
+    for name, text in texts.items():
+        (folder / f"{name}.html").write_text(text, encoding="utf-8")
+    return [folder / f"{name}.html" for name in texts]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pages_of_comparisons_and_trends_fetch_nothing_and_fit_the_screen(
+    browser: Any, others: list[Path], scheme: str
+) -> None:
+    for file in others:
+        for wide in (1280, 768, 420, 360):
+            with Visit(browser, file, wide=wide, scheme=scheme) as visit:
+                assert visit.said == []
+                assert visit.asked == [file.as_uri()]
+                assert visit.page.evaluate("document.documentElement.scrollWidth") <= wide

@@ -73,6 +73,7 @@ NOT_FREE = {
     "direction",
     "severity",
     "outcome",
+    "metric",
     "ids_sha256",
     "pixels",
     "sampled",

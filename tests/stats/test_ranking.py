@@ -10,6 +10,7 @@ from scipy.stats import norm
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from audit import stats
+from audit.stats.ranking import _areas, _drawn, _precisions, _ranked
 
 SCORES = st.lists(st.integers(-5, 5), min_size=1, max_size=30)
 
@@ -52,6 +53,50 @@ def test_anomalies_that_all_or_none_stand_out_are_worth_their_number(n):
 def test_an_empty_part_says_nothing():
     assert stats.auroc([], [1.0]) == stats.average_precision([1.0], []) == (None, 0.0, 1.0)
     assert stats.auroc_difference([], [1.0], [], [1.0]) == (None, -1.0, 1.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(SCORES, SCORES, st.integers(0, 5))
+def test_the_bootstrap_counts_as_if_it_drew_scores(normal, anomalous, seed):
+    """Resamples are counts of distinct scores: for any such counts, the areas and precisions are those of the scores."""
+    ranks = _ranked(np.asarray(normal, dtype=float), np.asarray(anomalous, dtype=float))
+    rng = np.random.default_rng(seed)
+    drawn = [_drawn(counts, 3, rng) for counts in (ranks.normal, ranks.anomalous)]
+    assert [d.sum(axis=1).tolist() for d in drawn] == [[len(normal)] * 3, [len(anomalous)] * 3]
+    areas, precisions = _areas(ranks, *drawn), _precisions(ranks, *drawn)
+    for row in range(3):
+        scores = [np.repeat(np.unique(part), d[row]) for part, d in zip((normal, anomalous), drawn, strict=True)]
+        labels = np.repeat([0, 1], [len(normal), len(anomalous)])
+        assert areas[row] == pytest.approx(roc_auc_score(labels, np.concatenate(scores)))
+        assert precisions[row] == pytest.approx(average_precision_score(labels, np.concatenate(scores)))
+
+
+@pytest.mark.parametrize("digits", [8, 1])
+def test_the_bootstrap_agrees_with_delong(digits):
+    """Scores that all differ are drawn by samples, rounded ones by cells: the same area, and nearly the same limits."""
+    rng = np.random.default_rng(0)
+    normal, anomalous = rng.normal(size=2000).round(digits), rng.normal(1.2, 1, 600).round(digits)
+    drawn, delong = stats.auroc_bootstrap(normal, anomalous), stats.auroc(normal, anomalous)
+    assert drawn.value == pytest.approx(delong.value)
+    width = delong.high - delong.low
+    assert drawn[1:] == pytest.approx(delong[1:], abs=0.12 * width)
+    assert drawn == stats.auroc_bootstrap(normal, anomalous)
+    assert drawn != stats.auroc_bootstrap(normal, anomalous, seed=1)
+
+
+def test_counts_are_drawn_as_often_as_their_share():
+    rng = np.random.default_rng(0)
+    for counts in (np.asarray([1, 2, 7]), np.asarray([100, 200, 700])):  # by samples, by cells
+        n, rows = int(counts.sum()), 4000
+        drawn = _drawn(counts, rows, rng)
+        share = counts / n
+        assert drawn.mean(axis=0) / n == pytest.approx(share, abs=3 * 0.5 / np.sqrt(n * rows))
+        assert drawn.var(axis=0) == pytest.approx(n * share * (1 - share), rel=0.1)
+
+
+def test_the_bootstrap_of_an_area_says_nothing_of_few():
+    assert stats.auroc_bootstrap([], [1.0]) == (None, None, None)
+    assert stats.auroc_bootstrap(np.zeros(9), np.ones(20)) == (1.0, None, None)
 
 
 def test_nan_scores_are_refused():
