@@ -741,6 +741,9 @@ def _say_result(result: Any, out: Path, checks: list[str] | None = None) -> None
         if judgement.outcome != "pass":
             plan = f"; plan for {judgement.plan_for:,} samples" if judgement.plan_for else ""
             lines.append(f"  {judgement.outcome}: {plain(describe(judgement))}{plan}")
+    if result.comparison is not None:
+        found = result.comparison
+        lines.append(f"  since the baseline, {found.verdict.replace('_', ' ')}: {plain(found.sentence)}")
     for check in result.checks:
         if checks is not None and check.id not in checks:
             continue

@@ -108,13 +108,20 @@ class Limit(Section):
 class Waiver(Section):
     """One ``[[policy.waiver]]``: somebody answers for a limit that fails, until a day.
 
-    The last day on which it holds is `expires`, in UTC.
+    The last day on which it holds is `expires`, in UTC. `limit` says which limit on the metric it is for; unstated, ``min`` and
+    ``max``: whoever answers for a level does not yet answer for any further drop.
     """
 
     metric: str
+    limit: Literal["min", "max", "max_drop"] | None = None
     reason: str
     owner: str
     expires: date
+
+    def covers(self, limit: Any) -> bool:
+        """Tell whether it is for a limit, or for the judgement of one."""
+        kind = next(name for name in ("min", "max", "max_drop") if getattr(limit, name) is not None)
+        return bool(self.metric == limit.metric and (kind == self.limit or (self.limit is None and kind != "max_drop")))
 
     @field_validator("reason", "owner")
     @classmethod
@@ -296,7 +303,10 @@ def validate(model: type[Any], values: Mapping[str, Any], section: str) -> Any:
         if first["type"] == "extra_forbidden":
             fields = _fields_at(model, first["loc"][:-1])
             raise UsageError(f"no option {name!r}; {closest(where[-1], fields)}") from None
-        raise UsageError(f"{name or 'the configuration'}: {first['msg']}, got {str(first.get('input'))[:80]!r}") from None
+        if first["type"] == "missing":
+            raise UsageError(f"{name!r} is missing: it has no default") from None
+        what = first["msg"].removeprefix("Value error, ")
+        raise UsageError(f"{name or 'the configuration'}: {what}, got {str(first.get('input'))[:80]!r}") from None
 
 
 def _fields_at(model: Any, path: tuple[int | str, ...]) -> list[str]:

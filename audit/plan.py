@@ -123,6 +123,11 @@ def check_limits(policy: PolicySection, more: Sequence[MetricDoc] = (), *, basel
     for waiver in policy.waiver:
         if waiver.metric not in limited:
             raise UsageError(f"a waiver for {waiver.metric!r}, on which there is no limit; {closest(waiver.metric, limited)}")
+        if not any(waiver.covers(limit) for limit in policy.limit):
+            kind = waiver.limit or "min or max"
+            raise UsageError(
+                f'a waiver for {kind} on {waiver.metric!r}, but its limit is another; name it: limit = "min", "max" or "max_drop"'
+            )
     for limit in policy.limit:
         doc = next((doc for doc in docs if is_of(limit.metric, doc.id)), None)
         if doc is None:

@@ -311,7 +311,7 @@ def _weakness(check: CheckResult, metric: Metric) -> str | None:
 
 def _waived(policy: PolicySection, judgement: Judgement, today: date) -> Judgement:
     """Return a fail that somebody answers for as waived; a waiver that has run out is told, and counts as none."""
-    waivers = [waiver for waiver in policy.waiver if waiver.metric == judgement.metric]
+    waivers = [waiver for waiver in policy.waiver if waiver.covers(judgement)]
     if judgement.outcome != "fail" or not waivers:
         return judgement
     waiver = max(waivers, key=lambda waiver: waiver.expires)
@@ -383,6 +383,8 @@ def _sentence(word: VerdictWord, judgements: Sequence[Judgement], run: _Run) -> 
         return f"The evidence is too weak for a verdict. {'; '.join((open_ if undecided else []) + run.gaps())}{ending}."
     unsound = [c.id for c in run.checks if c.status == "incomplete" or any(not e.ok for e in c.evidence)]
     ending += f"; weak evidence in {_few(unsound)}" if unsound else ""
+    worse = [change.metric for change in run.comparison.changes if change.outcome == "worse"] if run.comparison else []
+    ending += f"; surely worse than the baseline: {_few(worse)}" if worse else ""
     missed = [j.metric for j in judgements if not j.required and j.outcome not in ("pass", "waived")]
     ending += f"; not required, and not cleared: {_few(missed)}" if missed else ""
     if word == "pass":

@@ -10,11 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from audit import signing
 from audit.config import PolicySection, read_toml, validate
@@ -27,6 +28,8 @@ from audit.result import Result, write_atomically
 RESULT = "result.json"
 MAX_RESULT = 2**28
 DRAWING = ("matplotlib", "jinja2")  # beside audit itself, what the bytes of a report depend on
+ELSEWHERE = ("model", "data", "run", "policy", "hardening")  # sections of audit.toml that are no check's
+NAMED = 3  # options in a line
 WORDS = {True: "holds", False: "does not hold", None: "could not be checked"}
 
 
@@ -209,7 +212,7 @@ def _judged(result: Result) -> tuple[Verdict | None, list[Tested]]:
         lapsed = [
             then.metric for then, now in zip(again.judgements, today.judgements, strict=True) if then.outcome != now.outcome
         ]
-        said = f"waived no longer: {', '.join(lapsed)}" if lapsed else f"still in force: {', '.join(waived)}"
+        said = f"waived no longer: {', '.join(lapsed)}" if lapsed else f"still in force: {', '.join(dict.fromkeys(waived))}"
         tested.append(Tested("waivers", not lapsed, said))
     return again, tested
 
@@ -236,9 +239,45 @@ def _policy(result: Result, config: str | os.PathLike[str] | None) -> Iterator[T
     said = "no limits were set" if same and sha256 is None else f"the stored policy's hash is {_short(sha256)}"
     yield Tested("policy", same, said if same else f"{said}, but policy_sha256 is {_short(result.spec.policy_sha256)}")
     if config is not None:
-        wanted = validate(PolicySection, read_toml(config).get("policy", {}), "policy")
+        given = read_toml(config)
+        wanted = validate(PolicySection, given.get("policy", {}), "policy")
         same = isinstance(stored, dict) and validate(PolicySection, stored, "policy") == wanted
         yield Tested("limits", same, f"are {'' if same else 'not '}those of {os.fspath(config)}")
+        yield _options(result, given, os.fspath(config))
+
+
+def _options(result: Result, given: Mapping[str, Any], file: str) -> Tested:
+    """Hold the options of the checks against a file: a limit on robustness says nothing of a radius of nearly 0."""
+    checks = {name: section for name, section in given.items() if name not in ELSEWHERE}
+    asked = _options_of(checks, given.get("run"))
+    ran = _options_of(result.spec.config.get("checks"), result.spec.config.get("run"))
+    other = [key for key, value in asked.items() if _written(value) != _written(ran.get(key))]
+    more = [key for key, value in ran.items() if key not in asked and (key, value) != ("run.profile", "standard")]
+    if other:
+        return Tested("options", False, f"not those of {file}: {', '.join(other[:NAMED])}")
+    if more:
+        return Tested("options", None, f"those of {file} and others, which it does not state: {', '.join(more[:NAMED])}")
+    return Tested("options", True, f"of the checks are those of {file}")
+
+
+def _options_of(checks: Any, run: Any) -> dict[str, Any]:
+    """Return what decides how hard the checks look: their options, by section and key, and the profile."""
+    sections = {**(checks if isinstance(checks, dict) else {}), "run": _profile(run)}
+    return {
+        f"{name}.{key}": value
+        for name, section in sections.items()
+        for key, value in (section.items() if isinstance(section, dict) else ())
+        if value is not None
+    }
+
+
+def _profile(run: Any) -> dict[str, Any]:
+    return {"profile": run["profile"]} if isinstance(run, dict) and "profile" in run else {}
+
+
+def _written(value: Any) -> list[str]:
+    """Return an option as text: a file and a command line write the same one as a number, as text or as a list of one."""
+    return [str(v) for v in value] if isinstance(value, list) else [str(value)]
 
 
 # --- what lies beside the result --------------------------------------------------------------------------------------

@@ -10,12 +10,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer
 
 from audit import __version__, cli, listing
+from audit.compare import diff
 from audit.result import Result
 from tests.test_runner import ARCH, LATER, QUICK
+from tests.twins import accuracy
 
 COMMANDS = ["run", "demo", "harden", "explain", "render", "inspect", "list"]
 LIST = {
@@ -310,3 +313,9 @@ def test_a_check_that_was_left_out_is_said_to_be(call, digits_net, tmp_path):
     for file in ("report.html", "summary.md"):
         page = (tmp_path / "out" / file).read_text(encoding="utf-8")
         assert re.search(r"robustness(</b>|:) not run: left out by", page)
+
+
+def test_what_changed_since_the_baseline_is_said_without_a_limit_on_it(capsys):
+    old, new = (accuracy(np.arange(1000) < k, model=name) for k, name in ((950, "a"), (900, "b")))
+    cli._say_result(new.model_copy(update={"comparison": diff(old, new)}), Path("out"))
+    assert "  since the baseline, worse: performance.accuracy became worse: 0.95, then 0.9" in capsys.readouterr().out

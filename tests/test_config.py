@@ -127,6 +127,11 @@ def test_no_setting_crashes(key: str, value: str):
         ({"policy": {"confidence": 0.7999}}, "at least 0.8"),
         ({"policy": {"confidence": 1.0}}, "below 1"),
         ({"policy": {"confidence": float("nan")}}, "below 1"),
+        (
+            {"policy": {"waiver": [{"metric": "a.b", "reason": "c", "expires": "2027-01-01"}]}},
+            "'policy.waiver.0.owner' is missing",
+        ),
+        ({"run": {"budget": "soon"}}, "^run.budget: a time is seconds.*'soon'"),
         ({"run": {"out": ""}}, "run.out"),
         ({"run": {"seed": -1}}, "run.seed"),
         ({"run": {"samples": 0}}, "run.samples"),

@@ -80,6 +80,17 @@ def test_a_check_that_was_cut_off_says_why_its_metric_is_missing():
     assert judgement.reason == "the check robustness is incomplete: the budget of 5 s ran out"
 
 
+@pytest.mark.parametrize(("named", "waived_too"), [(None, False), ("min", False), ("max_drop", True)])
+def test_a_waiver_of_a_level_is_none_of_a_further_drop(named, waived_too):
+    drop = Limit(metric="performance.accuracy", max_drop=0.02)
+    waiver = WAIVER.model_copy(update={"limit": named})
+    verdict = judge(waived(drop, waivers=(waiver,)), [POOR], gate=True, today=TODAY, comparison=compared(-0.3, -0.2, -0.1))
+    assert verdict.word == ("pass" if waived_too else "fail")
+    if not waived_too:
+        with pytest.raises(UsageError, match="max_drop"):
+            check_limits(waived(drop, waivers=(waiver,)), baseline=True)
+
+
 @pytest.mark.parametrize("field", ["reason", "owner"])
 def test_a_waiver_names_who_and_why(field):
     with pytest.raises(ValueError, match="say something"):
@@ -90,7 +101,7 @@ def test_a_waiver_names_who_and_why(field):
 
 @pytest.mark.parametrize(
     "expires",
-    ["2026-06-01T00:00:00+14:00", "2026-06-01T00:00:00", "4102444800", 4102444800, True, "20260601", datetime(2026, 6, 1)],  # noqa: DTZ001
+    ["2026-06-01T00:00:00+14:00", "2026-06-01T00:00:00", "4102444800", 4102444800, True, "20260601", datetime(2026, 6, 1)],
 )
 def test_a_waiver_ends_with_a_day(expires):
     with pytest.raises(ValueError, match="should be a day"):
@@ -191,6 +202,14 @@ def test_a_baseline_that_cannot_be_compared_leaves_the_verdict_open():
     verdict = judge(PolicySection(limit=[atleast(0.9)]), [GOOD], gate=False, comparison=apart)
     assert (verdict.word, verdict.exit_code) == ("incomplete", 4)
     assert "Another task." in verdict.sentence
+
+
+@pytest.mark.parametrize("limits", [[], [atleast(0.5)]])
+def test_what_became_worse_is_told_where_no_limit_asks(limits):
+    worse = compared(-0.12, -0.1, -0.08, outcome="worse", verdict="worse")
+    verdict = judge(PolicySection(limit=limits), [GOOD], gate=False, comparison=worse)
+    assert verdict.word == ("pass" if limits else "unjudged")
+    assert "surely worse than the baseline: performance.accuracy" in verdict.sentence
 
 
 @pytest.mark.parametrize("limit", [{"max_drop": 0.02, "min": 0.5}, {}, {"max_drop": -0.1}, {"max_drop": float("nan")}])

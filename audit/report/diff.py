@@ -98,6 +98,9 @@ def compare_files(
     before, after = stored(old), stored(new)
     edits = [f"{side.source} was edited: {why}" for side in (before, after) if (why := edited(side.result))]
     comparison = compare(before.result, after.result, source=before.source, sha256=before.sha256, primary=primary)
+    first = next((change for change in comparison.changes if change.primary), None)
+    if max_drop is not None and max_drop >= 1 and first is not None and first.unit == "fraction":
+        raise UsageError(f"{first.metric} is a share, so --max-drop should be below 1, such as 0.02, got {max_drop:g}")
     allowance = None if max_drop is None else Allowance(max_drop, within(comparison, max_drop))
     return Compared(before, after, comparison, allowance, edits)
 

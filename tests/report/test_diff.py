@@ -235,7 +235,7 @@ def test_what_else_is_to_be_known_is_no_difference_in_itself(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("words", [("--max-drop", "-1"), ("--max-drop", "nan"), ("--max-drop", "inf"), ("--format", "pdf"),
-                                   ("--primary", "performance.nothing")])  # fmt: skip
+                                   ("--max-drop", "1"), ("--primary", "performance.nothing")])  # fmt: skip
 def test_what_was_asked_wrongly_is_an_error(tmp_path: Path, words: tuple[str, str]) -> None:
     old = stored(tmp_path / "a", accuracy(bits(10, 9)))
     outcome = audit(old, old, *words)
