@@ -126,7 +126,8 @@ def check_limits(policy: PolicySection, more: Sequence[MetricDoc] = (), *, basel
         if not any(waiver.covers(limit) for limit in policy.limit):
             kind = waiver.limit or "min or max"
             raise UsageError(
-                f'a waiver for {kind} on {waiver.metric!r}, but its limit is another; name it: limit = "min", "max" or "max_drop"'
+                f"a waiver for {kind} on {waiver.metric!r}, but its limit is another: name it in the waiver, "
+                'limit = "min", "max" or "max_drop"'
             )
     for limit in policy.limit:
         doc = next((doc for doc in docs if is_of(limit.metric, doc.id)), None)
