@@ -12,7 +12,7 @@ import audit
 from audit.result import CheckResult, Result
 
 CHECKS = ["performance", "robustness", "fairness"]
-QUICK = ["robustness.steps=8", "robustness.restarts=1", "robustness.noise_draws=2"]
+QUICK = ["robustness.steps=8", "robustness.restarts=1", "robustness.noise_draws=2", "fairness.min_labelled=5"]
 SAMPLES = 200
 
 pytestmark = pytest.mark.slow
@@ -175,7 +175,7 @@ PILLARS = ["corruption", "anomaly", "explanation"]
 @pytest.fixture(scope="module", params=["lstm", "transformer", "regressor"])
 def pillars(request: pytest.FixtureRequest) -> Result:
     network, data = request.getfixturevalue(request.param)
-    return run(network, data, checks=PILLARS, settings=[], samples=100, profile="quick")
+    return run(network, data, checks=PILLARS, settings=["explanation.samples=32"], samples=100, profile="quick")
 
 
 def test_every_kind_is_corrupted_and_explained(pillars) -> None:

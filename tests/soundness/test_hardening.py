@@ -75,7 +75,7 @@ class Sharpens(OnlyMasks):
 
 
 def test_hardening_that_only_hides_gradients_is_never_a_success():
-    result = hardened(Maskable(), digits(), OnlyMasks, epochs=2)
+    result = hardened(Maskable(), digits(), OnlyMasks, epochs=6)
     check = result["hardening"]
     assert check.metric("hardening.linf.accuracy_gain").low > 0.1, "it does look robust"
     assert check.status == "incomplete"
@@ -95,7 +95,7 @@ def test_large_logits_do_not_look_like_hardening():
 def test_its_genuine_twin_is_a_success(seed):
     network = Maskable()
     network.layers = trained(seed)
-    result = hardened(network, digits())
+    result = hardened(network, digits(), epochs=12)
     assert failed(result) == []
     assert result["hardening"].status == "measured"
     assert result["hardening"].metric("hardening.linf.accuracy_gain").low > 0.1
