@@ -109,3 +109,9 @@ def test_the_lower_limit_is_that_of_the_bins_where_errors_cancel():
     interval = stats.ece(scores, correct)
     assert abs(correct.mean() - scores.mean()) < 0.02
     assert 0.1 < interval.low < 0.2 < interval.high
+
+
+def test_no_samples_say_nothing():
+    assert stats.ece([], []) == (None, 0.0, 1.0)
+    assert stats.difference(0, 0, 3, 4) == (None, -1.0, 1.0)
+    assert stats.mean_of_proportions([0, 0], [0, 0]) == (None, 0.0, 1.0)
