@@ -152,6 +152,7 @@ def run(
     quiet: Quiet = False,
 ) -> None:
     """Audit MODEL on DATA and write a report, a summary and result.json."""
+    options = _taken(locals(), "sandbox", "gate", "no_samples", "dry_run", "quiet")
     if sandbox:
         reads, code = [model, data, reference, anomalies, classes, baseline], [arch, preprocess]
         _enter_sandbox(reads=reads, code=code, config=config, settings=settings or [], out=out)
@@ -160,48 +161,10 @@ def run(
     from audit.progress import Progress
 
     folder = workflows.output_folder(out, config, settings or [])
+    options |= {"out": folder, "gate": gate or None, "save_samples": False if no_samples else None}
     with Progress(quiet=quiet) as progress:
-        result: Any = (workflows.dry_run if dry_run else workflows.run)(
-            model,
-            data,
-            config=config,
-            out=folder,
-            arch=arch,
-            arch_args=_json(arch_args),
-            trust_model=trust_model,
-            expect_sha256=expect_sha256,
-            reference=reference,
-            anomalies=anomalies,
-            baseline=baseline,
-            target=target,
-            inputs=_names(inputs),
-            sensitive=_names(sensitive),
-            classes=classes,
-            task=task,
-            output=output,
-            preprocess=preprocess,
-            mean=_numbers(mean, "--mean"),
-            std=_numbers(std, "--std"),
-            bounds=_bounds(bounds),
-            expect_accuracy=expect_accuracy,
-            checks=_names(checks),
-            skip=_names(skip),
-            profile=profile,
-            samples=samples,
-            norm=_names(norm),
-            eps=_names(eps),
-            device=device,
-            seed=seed,
-            batch_size=batch_size,
-            budget=budget,
-            settings=settings or [],
-            gate=gate or None,
-            save_samples=False if no_samples else None,
-            fresh=fresh,
-            progress=progress,
-            command=shlex.join(["audit", *sys.argv[1:]]),
-            debug=debug,
-        )
+        command = shlex.join(["audit", *sys.argv[1:]])
+        result: Any = (workflows.dry_run if dry_run else workflows.run)(**options, progress=progress, command=command)
     if dry_run:
         _write(plain(result.text(), newlines=True))
     elif not quiet:
@@ -251,6 +214,7 @@ def init(
     quiet: Quiet = False,
 ) -> None:
     """Write an audit.toml fitted to MODEL and DATA: measured values, limits left open."""
+    options = _taken(locals(), "sandbox", "no_measure", "quiet")
     page = out.absolute()  # code of the user's may change the current folder before the file is written
     if sandbox:
         reads, code = [model, data, reference, anomalies, classes], [arch, preprocess]
@@ -259,43 +223,9 @@ def init(
     from audit.plain import plain
     from audit.progress import Progress
 
+    options |= {"out": page, "named": str(out), "measure": not no_measure}
     with Progress(quiet=quiet) as progress:
-        initialising.init(
-            model,
-            data,
-            out=page,
-            named=str(out),
-            force=force,
-            measure=not no_measure,
-            arch=arch,
-            arch_args=_json(arch_args),
-            trust_model=trust_model,
-            expect_sha256=expect_sha256,
-            task=task,
-            output=output,
-            mean=_numbers(mean, "--mean"),
-            std=_numbers(std, "--std"),
-            reference=reference,
-            anomalies=anomalies,
-            target=target,
-            inputs=_names(inputs),
-            sensitive=_names(sensitive),
-            classes=classes,
-            preprocess=preprocess,
-            bounds=_bounds(bounds),
-            checks=_names(checks),
-            skip=_names(skip),
-            profile=profile,
-            samples=samples,
-            norm=_names(norm),
-            eps=_names(eps),
-            device=device,
-            seed=seed,
-            budget=budget,
-            settings=settings or [],
-            progress=progress,
-            debug=debug,
-        )
+        initialising.init(**options, progress=progress)
     if not quiet:
         _write(f"{plain(str(out))} is written; its limits are open: choose them, then run the command that stands in it")
 
@@ -759,6 +689,20 @@ def _write(text: str, end: str = "\n", stream: Any = None) -> None:
         print(text, end=end, flush=True, file=stream)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _taken(given: dict[str, Any], *left: str) -> dict[str, Any]:
+    """Return what was said on the command line as the library takes it, without what is `left` to the command itself."""
+    options = {name: value for name, value in given.items() if name not in left}
+    for name in ("inputs", "sensitive", "checks", "skip", "norm", "eps"):
+        options[name] = _names(options[name])
+    for name in ("mean", "std"):
+        options[name] = _numbers(options[name], f"--{name}")
+    return options | {
+        "bounds": _bounds(options["bounds"]),
+        "arch_args": _json(options["arch_args"]),
+        "settings": options["settings"] or [],
+    }
 
 
 def _reading(task: str | None, output: str | None, mean: str | None, std: str | None, sha256: str | None) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def run(
     >>> result.verdict
     'unjudged'
     """
-    resolved = _asked(**locals())
+    resolved = _asked(locals())
     older = None if resolved.run.baseline is None else unedited(resolved.run.baseline)
     # Absolute, since code of the user's may change the current folder before the results are written.
     folder = make_folder(out).absolute() if out is not None else None
@@ -161,7 +161,7 @@ def dry_run(
     """
     given = inspect.signature(run).bind(model, data, **options)
     given.apply_defaults()
-    resolved = _asked(**given.arguments)
+    resolved = _asked(given.arguments)
     older = None if resolved.run.baseline is None else unedited(resolved.run.baseline)
     opening = ("arch", "arch_args", "trust_model", "preprocess", "reference", "anomalies")
     network, samples = open_both(model, data, resolved, **{name: given.arguments[name] for name in opening})
@@ -173,80 +173,29 @@ def _lies_in(baseline: str | None, folder: Path) -> bool:
     return baseline is not None and folder.resolve() in (Path(baseline).resolve(), Path(baseline).resolve().parent)
 
 
-def _asked(
-    model: Any,  # noqa: ARG001 - `run` hands all that it was given
-    data: Any = None,
-    *,
-    config: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-    policy: str | os.PathLike[str] | Mapping[str, Any] | None = None,
-    out: str | os.PathLike[str] | None = None,
-    expect_sha256: str | None = None,
-    reference: Any = None,
-    anomalies: Any = None,
-    baseline: str | os.PathLike[str] | None = None,
-    target: str | None = None,
-    inputs: Sequence[str] | None = None,
-    sensitive: Sequence[str] | None = None,
-    classes: str | os.PathLike[str] | Sequence[str] | None = None,
-    task: str | None = None,
-    output: str | None = None,
-    mean: ArrayLike | None = None,
-    std: ArrayLike | None = None,
-    bounds: tuple[ArrayLike, ArrayLike] | None = None,
-    expect_accuracy: float | None = None,
-    checks: Sequence[str] | None = None,
-    skip: Sequence[str] | None = None,
-    profile: str | None = None,
-    samples: int | None = None,
-    norm: str | Sequence[str] | None = None,
-    eps: float | str | Sequence[float | str] | None = None,
-    device: str | None = None,
-    seed: int | None = None,
-    batch_size: int | None = None,
-    budget: float | str | None = None,
-    settings: Sequence[str] = (),
-    gate: bool | None = None,
-    save_samples: bool | None = None,
-    **_more: Any,
-) -> Config:
-    """Return the configuration that the keywords of `run` ask for."""
-    options = {
-        "model": {"task": task, "output": output, "mean": _plain(mean), "std": _plain(std), "expect_sha256": expect_sha256},
-        "data": {
-            "source": str(data) if isinstance(data, str | os.PathLike) else None,
-            "reference": str(reference) if isinstance(reference, str | os.PathLike) else None,
-            "anomalies": str(anomalies) if isinstance(anomalies, str | os.PathLike) else None,
-            "target": target,
-            "inputs": _listed(inputs),
-            "sensitive": _listed(sensitive),
-            "classes": os.fspath(classes)
-            if isinstance(classes, os.PathLike)
-            else (classes if isinstance(classes, str) else _listed(classes)),
-            "bounds": None if bounds is None else [_plain(side) for side in bounds],
-            "expect_accuracy": expect_accuracy,
-        },
-        "run": {
-            "checks": _listed(checks),
-            "skip": _listed(skip),
-            "profile": profile,
-            "samples": samples,
-            "device": device,
-            "seed": seed,
-            "batch_size": batch_size,
-            "budget": budget,
-            "gate": gate,
-            "save_samples": save_samples,
-            "out": str(out) if out is not None else None,
-            "baseline": None if baseline is None else os.fspath(baseline),
-        },
-        "robustness": {"norm": norm, "eps": eps} if norm is not None or eps is not None else {},
-    }
-    resolved, _ = split_off(configuration(config, policy, options, settings))
-    if gate and not resolved.run.gate:
+def _asked(given: Mapping[str, Any]) -> Config:
+    """Return the configuration that the arguments of `run` ask for, by name."""
+    model = {name: given[name] for name in ("task", "output", "expect_sha256")}
+    model |= {name: _plain(given[name]) for name in ("mean", "std")}
+    data = {name: given[name] for name in ("target", "expect_accuracy")}
+    data |= {name: _listed(given[name]) for name in ("inputs", "sensitive")}
+    sources = {"source": given["data"], "reference": given["reference"], "anomalies": given["anomalies"]}
+    data |= {name: str(source) if isinstance(source, str | os.PathLike) else None for name, source in sources.items()}
+    classes, bounds = given["classes"], given["bounds"]
+    data["classes"] = os.fspath(classes) if isinstance(classes, str | os.PathLike) else _listed(classes)
+    data["bounds"] = None if bounds is None else [_plain(side) for side in bounds]
+    asked = ("profile", "samples", "device", "seed", "batch_size", "budget", "gate", "save_samples")
+    how = {name: given[name] for name in asked}
+    how |= {name: _listed(given[name]) for name in ("checks", "skip")}
+    how |= {name: None if given[name] is None else os.fspath(given[name]) for name in ("out", "baseline")}
+    attack = {name: given[name] for name in ("norm", "eps") if given[name] is not None}
+    options = {"model": model, "data": data, "run": how, "robustness": attack}
+    resolved, _ = split_off(configuration(given["config"], given["policy"], options, given["settings"]))
+    if given["gate"] and not resolved.run.gate:
         raise UsageError("--gate was given, but --set run.gate takes it back: leave one of them out")
-    if save_samples is False and resolved.run.save_samples:
+    if given["save_samples"] is False and resolved.run.save_samples:
         raise UsageError("--no-samples was given, but --set run.save_samples takes it back: leave one of them out")
-    if resolved.data.source is None and data is None:
+    if resolved.data.source is None and given["data"] is None:
         raise UsageError("no data was given: --data FILE, or source = … in [data]")
     return resolved
 

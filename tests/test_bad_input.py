@@ -507,6 +507,7 @@ def test_user_code_that_ends_the_process_does_not_end_it_green(
     assert "SystemExit" in ended.message
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_half_report(
     files: Path, tmp_path: Path, audit_cli: Callable[..., Ended], monkeypatch: pytest.MonkeyPatch
 ):

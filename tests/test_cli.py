@@ -181,6 +181,7 @@ def test_a_reader_that_goes_away_does_not_change_the_exit_code(finished, digits_
         assert "Broken pipe" not in errors
 
 
+@pytest.mark.slow
 def test_an_output_without_the_characters_keeps_the_verdict(finished, digits_net):
     out, _ = finished
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
@@ -240,6 +241,7 @@ def test_a_limit_that_cannot_be_judged_is_2(call, digits_net, tmp_path, limit, m
     assert not (tmp_path / "out" / "result.json").exists()
 
 
+@pytest.mark.slow
 def test_the_command_line_wins_over_the_file_and_set_over_both(call, digits_net, tmp_path):
     (tmp_path / "audit.toml").write_text(
         """
@@ -288,6 +290,7 @@ def test_a_file_cannot_name_code_to_run(call, digits_net, tmp_path, key):
     assert "runs code" in err
 
 
+@pytest.mark.slow
 def test_without_out_the_folder_is_the_configurations(call, digits_net, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "audit.toml").write_text('[run]\nout = "mine"\nchecks = ["performance"]\n')

@@ -112,6 +112,7 @@ def stage(stage_id: str, job: Any = None, **more: Any) -> Stage:
 # --- the same result, however it is computed --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_seed_gives_one_result(digits_net, tmp_path):
     one, two = (digits(digits_net, out=tmp_path / name) for name in ("one", "two"))
     assert one.spec.config["run"]["out"] != two.spec.config["run"]["out"]
@@ -153,6 +154,7 @@ class Starved(nn.Module):
         return self.inner(x)
 
 
+@pytest.mark.slow
 def test_a_run_that_runs_out_of_memory_ends_as_one_that_does_not(digits_net):
     network = Starved(demo_nets.DigitsNet())
     network.inner.load_state_dict(torch.load(digits_net / "model.pt", weights_only=True))
@@ -284,6 +286,7 @@ def test_a_shared_stage_runs_once_and_is_paid_once(add):
     assert result["first"].cost.parts["shared.predictions"].forwards == 40
 
 
+@pytest.mark.slow
 def test_costs_add_up_to_what_the_model_counted(digits_net, add):
     def fails(self: Check, task: Any, found: Any) -> CheckResult:
         task.model.predict(task.data.test.x[:5])
@@ -424,6 +427,7 @@ def test_a_full_disk_ends_the_run(add, monkeypatch, tmp_path):
 # --- what was asked ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_check_that_was_asked_for_and_does_not_apply_leaves_the_verdict_incomplete():
     result = small(checks=["performance", "fairness"])
     assert result["fairness"].status == "not_applicable"
@@ -535,6 +539,7 @@ def stored_arrays(out: Path) -> dict[str, np.ndarray]:
     return found
 
 
+@pytest.mark.slow
 def test_no_samples_leaves_no_input_anywhere(digits_net, tmp_path):
     shape = (1, 8, 8)
     digits(digits_net, out=tmp_path)

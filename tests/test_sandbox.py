@@ -192,6 +192,7 @@ def still_beats(out: Path) -> bool:
 LIVE = 27  # attempts in the text above
 
 
+@pytest.mark.slow
 @needs_walls
 def test_nothing_that_a_trusted_file_tries_gets_through_the_walls(world: World):
     done, said = attempted(world, "--sandbox")

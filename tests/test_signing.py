@@ -419,6 +419,7 @@ def test_without_the_package_the_error_names_the_command(run, monkeypatch):
     assert audit.verify(run).holds  # without a key nothing of it is needed
 
 
+@pytest.mark.slow
 def test_the_command_line(run, monkeypatch):
     monkeypatch.setattr(audit, "_renderers", REAL)
     shutil.rmtree(run)

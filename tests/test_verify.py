@@ -402,6 +402,7 @@ def test_hostile_text_cannot_move_the_cursor(run):
     assert "\x1b" not in str(audit.verify(run))
 
 
+@pytest.mark.slow
 def test_the_command_line(run):
     def verify(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "audit", "verify", str(run), *arguments], capture_output=True, text=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, TypeVar
@@ -212,7 +213,9 @@ def _fill(template: str, measure: Measure, **said: Any) -> str:
     )
 
 
+@cache
 def _environment(folder: Path, measure: Measure) -> Environment:
+    """Return the templates of a folder, compiled once a process; they show what `measure` allows."""
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=True,

@@ -85,8 +85,9 @@ def paired_mean(differences: ArrayLike, confidence: float = 0.95, seed: int = 0)
 
     The same `seed` gives the same interval. Assumes independent samples and a finite variance. Limits are None where
     fewer than 10 differences are not 0 (where 1 in 20 of 50 differs, limits would miss 23 %), and where all are equal, since a
-    bootstrap then shows no spread. Simulated at 95 %, it misses about 5 % of normal differences, 6 to 7 % of 20 or 50 as skewed
-    as an exponential, 7.5 to 9 % of as many log-normal ones. For outcomes that are right or wrong `paired_difference` is the
+    bootstrap then shows no spread. Simulated at 95 % (2,000 data sets each), it misses 5.2 to 5.5 % of normal differences, 4.3
+    to 5.2 % of 20 or 50 as skewed as an exponential, 7.4 to 8.3 % of as many log-normal ones, and 7.1 % where 1 in 20 of 200
+    differs. For outcomes that are right or wrong `paired_difference` is the
     conservative one.
 
     Source: Davison & Hinkley (1997), Bootstrap Methods and their Application, section 5.2.1.

@@ -131,6 +131,7 @@ def test_no_sample_is_shown_where_none_may_be(kind: str, digits_net, diabetes_ne
     assert held[0].holds_inputs
 
 
+@pytest.mark.slow
 def test_the_same_is_found_for_every_batch_size(diabetes_net):
     results = []
     for batch_size in (256, 7):

@@ -63,6 +63,7 @@ def test_a_sure_gap_is_reported_with_both_groups_and_samples():
     result.model_dump_json()
 
 
+@pytest.mark.slow
 def test_even_treatment_is_not_accused_over_many_seeds():
     accused = sum(bool(severe(audit(*_with_groups(*unfair(400, (0.5, 0.5), seed))))) for seed in range(40))
     assert accused == 0

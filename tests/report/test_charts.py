@@ -220,6 +220,7 @@ def test_nothing_is_drawn_where_nothing_is_known() -> None:
 values = st.lists(st.one_of(st.none(), st.floats(-1e30, 1e30)), min_size=1, max_size=5)
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(values=values, labels=st.lists(st.text(max_size=12), min_size=5, max_size=5))
 def test_any_values_draw_well_formed_or_not_at_all(values: list[float | None], labels: list[str]) -> None:

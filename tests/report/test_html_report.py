@@ -404,6 +404,7 @@ def test_reports_import_no_heavy_library() -> None:
     assert run.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_nobodys_matplotlibrc_changes_a_report(result: Result) -> None:
     import matplotlib as mpl
 

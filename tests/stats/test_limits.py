@@ -44,6 +44,7 @@ def test_p_of_no_success_is_not_less_than_the_exact_one(limit):
     assert p >= (1 - limit) ** 50  # the normal tail alone: 17 times less at 0.15
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("limits_of", "value_of", "sizes", "rates"),
     [
