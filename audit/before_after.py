@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit import figures
-from audit.attacks.base import Goal, ThreatModel
+from audit.attacks.geometry import ThreatModel
+from audit.attacks.goal import Goal
 from audit.checks.base import Task
 from audit.checks.robustness import Robustness, threat_model
 from audit.config import Config, Limit, validate

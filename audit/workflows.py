@@ -339,7 +339,8 @@ def replay(result_dir: str | os.PathLike[str], model: Model | nn.Module, data: D
     """
     import torch
 
-    from audit.attacks.base import ThreatModel, verify
+    from audit.attacks.base import verify
+    from audit.attacks.geometry import ThreatModel
     from audit.checks.robustness import Robustness, threat_model
     from audit.config import validate
 

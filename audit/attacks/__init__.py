@@ -1,7 +1,8 @@
 """Attacks: one file each, on the base class that owns box, radius, survivors, the re-check and the count of passes."""
 
-from audit.attacks.base import Attack, AttackOutput, ThreatModel, verify
+from audit.attacks.base import Attack, AttackOutput, MinimumNormAttack, verify
 from audit.attacks.fgsm import FGSM
+from audit.attacks.geometry import ThreatModel
 from audit.attacks.noise import UniformNoise
 from audit.attacks.pgd import PGD
 from audit.attacks.square import Square
@@ -14,6 +15,7 @@ __all__ = [
     "PGD",
     "Attack",
     "AttackOutput",
+    "MinimumNormAttack",
     "Square",
     "ThreatModel",
     "UniformNoise",

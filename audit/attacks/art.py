@@ -18,7 +18,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
-from audit.attacks.base import Attack, AttackOutput, Ball, Candidates, Goal, Norm, ThreatModel, output_of
+from audit.attacks.base import Attack, AttackOutput, Candidates, output_of
+from audit.attacks.geometry import Ball, Norm, ThreatModel
+from audit.attacks.goal import Goal
 from audit.data.noise import BLOCK, block_seed
 from audit.errors import UsageError, closest
 from audit.model.batching import is_out_of_memory
@@ -224,7 +226,7 @@ class ArtAttack(Attack):
     ) -> AttackOutput:
         """Let ART attack the samples that are right; see `Attack.__call__`."""
         inputs, labels = model.to_input(_tensor(x)), _tensor(y).to(model.device)
-        threat = threat or self._threat(model)
+        threat = threat or self._threat(model, tuple(inputs.shape[1:]))
         threat.check(tuple(inputs.shape[1:]))
         if model.output is None:
             model.resolve(inputs, labels.cpu().numpy())
@@ -378,12 +380,10 @@ class ArtAttack(Attack):
 
 def pull_back(point: Tensor, x: Tensor, ball: Ball) -> Tensor:
     """Return `point` inside box and radius: the nearest allowed point (L2: towards `x`); fixed and NaN inputs as in `x`."""
-    low, high = ball.limits(x)
     point = torch.where(torch.isfinite(point), point, x)
-    if ball.norm == "l2":
-        delta = point - x if ball.scale is None else torch.where(ball.scale > 0, point - x, torch.zeros_like(x))
-        point = x + ball.project_l2(delta)
-    return torch.minimum(torch.maximum(point, low), high)
+    if ball.scale is not None:
+        point = torch.where(ball.scale > 0, point, x)
+    return ball.around(x).project(point)
 
 
 def names() -> list[str]:

@@ -9,7 +9,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from audit.attacks.art import ArtAttack
-from audit.attacks.base import Attack, Norm
+from audit.attacks.base import Attack
+from audit.attacks.geometry import Norm
 from audit.errors import UsageError, closest
 
 Source = Literal["attacks", "art"]

@@ -5,7 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from audit.attacks.base import Attack, Ball, Candidates, Goal, l2_norm, output_of, per_sample
+from audit.attacks.base import Attack, Candidates, output_of
+from audit.attacks.geometry import Ball
+from audit.attacks.goal import Goal
+from audit.attacks.steps import largest_entry, step
 from audit.model.wrapper import Model
 
 
@@ -34,25 +37,14 @@ class FGSM(Attack):
             return goal.loss(output)
 
         gradient, _ = model.gradient(loss, x)
-        largest = torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1)
+        largest = largest_entry(gradient)
         found.grad_zero.copy_(largest == 0)
         found.grad_nan.copy_(~torch.isfinite(largest))
         gradient = gradient.nan_to_num(0.0, 0.0, 0.0)
-        low, high = ball.limits(x)
+        region = ball.around(x)
         rows = torch.arange(len(x), device=x.device)
         for direction in (1.0, -1.0) if goal.task == "regression" else (1.0,):
-            point = torch.minimum(torch.maximum(x + _step(gradient * direction, ball), low), high)
+            point = step(x, gradient * direction, region, ball.eps * ball.unit())
             output = output_of(model, point)
             found.note(rows, point, goal.loss(output, direction, "margin"), goal.broken(output), last=direction > 0)
         return found
-
-
-def _step(gradient: Tensor, ball: Ball) -> Tensor:
-    """Return the step of length eps, in input units, along which a linear loss would grow most."""
-    if ball.norm == "linf":
-        return gradient.sign() * ball.eps * ball.unit()
-    # In units of the radius the ball is round; the largest entry is divided out first, so that nothing underflows.
-    steepest = gradient * ball.unit()
-    largest = torch.linalg.vector_norm(steepest.flatten(1), ord=torch.inf, dim=1)
-    steepest = steepest / per_sample(largest.clamp_min(torch.finfo(gradient.dtype).tiny), gradient)
-    return steepest / per_sample(l2_norm(steepest).clamp_min(1e-12), gradient) * ball.eps * ball.unit()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from audit.attacks.base import Attack, Ball, Candidates, Goal, Norm, output_of, random_in_ball
+from audit.attacks.base import Attack, Candidates, output_of
+from audit.attacks.geometry import NORMS, Ball, Norm
+from audit.attacks.goal import Goal
 from audit.model.wrapper import Model
 
 
@@ -21,6 +23,7 @@ class UniformNoise(Attack):
     """
 
     name = "noise"
+    norms = NORMS
 
     def __init__(self, norm: Norm = "linf", eps: float = 8 / 255, *, draws: int = 10, seed: int = 0) -> None:
         super().__init__(norm, eps, seed=seed)
@@ -30,13 +33,10 @@ class UniformNoise(Attack):
         """Attack a batch; see `Attack.run`."""
         found = Candidates.start(x)
         found.grad_zero.fill_(False)
-        low, high = ball.limits(x)
         rows = torch.arange(len(x), device=x.device)
         for draw in range(self.draws):
-            noise = random_in_ball(
-                ids[rows], tuple(x.shape[1:]), ball, seed=self.seed, purpose=f"{self.name}.{self.norm}", draw=draw
-            ).to(x)
-            point = torch.minimum(torch.maximum(x[rows] + noise * ball.unit(), low[rows]), high[rows])
+            region = ball.around(x[rows])
+            point = region.random(ids[rows], seed=self.seed, purpose=f"{self.name}.{self.norm}", draw=draw)
             output = output_of(model, point)
             margins = goal.take(rows).loss(output, kind="margin")
             if draw == 0:

@@ -8,7 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from audit.attacks.base import Attack, Ball, Candidates, Goal, LossName, Norm, l2_norm, per_sample, random_in_ball
+from audit.attacks.base import Attack, Candidates
+from audit.attacks.geometry import Ball, Norm, Region
+from audit.attacks.goal import Goal, LossName
+from audit.attacks.steps import largest_entry, look, step
 from audit.errors import UsageError
 from audit.model.wrapper import Model
 
@@ -79,9 +82,8 @@ class PGD(Attack):
         """Run from one start on the samples at `rows` and note in `found` what comes of it."""
         direction = 1.0 if restart % 2 == 0 else -1.0
         loss: LossName = "margin" if self.loss == "margin" or (self.loss == "both" and restart % 2) else "ce"
-        origin, goal = x[rows], goal.take(rows)
-        low, high = ball.limits(origin)
-        point = self._start(origin, ball, ids[rows], low, high, restart)
+        region, goal = ball.around(x[rows]), goal.take(rows)
+        point = self._start(region, ids[rows], restart)
         for k in range(self.steps):
             gradient, margins, hit = look(model, goal, point, direction, loss)
             if restart == 0 and k == 0:
@@ -94,19 +96,20 @@ class PGD(Attack):
                 found.grad_zero[rows] &= stuck
                 keep = ~found.broken[rows]
                 if not bool(keep.all()):
-                    rows, point, gradient, origin, goal = rows[keep], point[keep], gradient[keep], origin[keep], goal.take(keep)
-                    low, high, stuck = low[keep], high[keep], stuck[keep]
+                    rows, point, gradient, stuck = rows[keep], point[keep], gradient[keep], stuck[keep]
+                    region, goal = region.take(keep), goal.take(keep)
                 if len(rows) == 0:
                     return
                 if bool(stuck.any()):
                     # Without a gradient a step goes nowhere: the sample is started again elsewhere in the ball.
-                    again = self._random(origin[stuck], ball, ids[rows[stuck]], low[stuck], high[stuck], restart, k + 1)
+                    around = region.take(stuck)
+                    again = self._random(around, ids[rows[stuck]], restart, k + 1)
                     if ball.norm == "linf" and k // LOOK_EVERY % 2:
                         # Where units are at rest around the sample, they wake at the corners of the ball first.
-                        again = torch.where(again > origin[stuck], high[stuck], low[stuck])
+                        again = torch.where(again > around.x, around.high, around.low)
                     point = point.index_put((stuck,), again)
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # one NaN must not stop, nor spread over, the whole sample
-            point = step_in_ball(point, gradient, origin, ball, low, high, self._step_length(k, ball.eps) * ball.unit())
+            point = step(point, gradient, region, self._step_length(k, ball.eps) * ball.unit())
         # The last point was not looked at yet: one forward says what came of it.
         with torch.no_grad():
             output = model.values(point) if model.task == "regression" else model.logits(point)
@@ -117,54 +120,10 @@ class PGD(Attack):
             return self.step_size
         return FIRST_STEP * eps * (1 + math.cos(math.pi * k / self.steps)) / 2
 
-    def _start(self, x: Tensor, ball: Ball, ids: Tensor, low: Tensor, high: Tensor, restart: int) -> Tensor:
+    def _start(self, region: Region, ids: Tensor, restart: int) -> Tensor:
         if not self.random_start and restart == 0:
-            return x
-        return self._random(x, ball, ids, low, high, restart, 0)
+            return region.x
+        return self._random(region, ids, restart, 0)
 
-    def _random(self, x: Tensor, ball: Ball, ids: Tensor, low: Tensor, high: Tensor, restart: int, draw: int) -> Tensor:
-        purpose = f"{self.name}.start.{restart}"
-        noise = random_in_ball(ids, tuple(x.shape[1:]), ball, seed=self.seed, purpose=purpose, draw=draw).to(x)
-        return torch.minimum(torch.maximum(x + noise * ball.unit(), low), high)
-
-
-def look(model: Model, goal: Goal, point: Tensor, direction: float, kind: LossName) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the loss's gradient, the margins, and which samples are broken at `point`: one forward and one backward."""
-    hit = margins = torch.zeros(0)
-
-    def loss(output: Tensor) -> Tensor:
-        nonlocal hit, margins
-        hit, margins = goal.broken(output.detach()), goal.loss(output.detach(), direction, "margin")
-        return goal.loss(output, direction, kind)
-
-    gradient, _ = model.gradient(loss, point)
-    return gradient, margins, hit
-
-
-def step_in_ball(
-    point: Tensor, gradient: Tensor, origin: Tensor, ball: Ball, low: Tensor, high: Tensor, step: Tensor | float
-) -> Tensor:
-    """Go a step up the gradient, by its sign (L∞) or its direction (L2), and back into radius and limits."""
-    if ball.norm == "linf":
-        moved = point + gradient.sign() * step
-    else:
-        # In units of the radius the ball is round: the gradient is taken there, and the step brought back.
-        moved = point + unit_l2(gradient * ball.unit()) * step
-        moved = origin + ball.project_l2(moved - origin)
-    return torch.minimum(torch.maximum(moved, low), high)
-
-
-def largest_entry(gradient: Tensor) -> Tensor:
-    """Return the largest absolute entry of each sample, (n,); NaN where there is one."""
-    largest: Tensor = torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1)
-    return largest
-
-
-def unit_l2(gradient: Tensor) -> Tensor:
-    """Scale each sample's gradient to length 1; zero stays zero.
-
-    It is divided by its largest entry first, so that a gradient of 1e-30 does not underflow in its own norm.
-    """
-    largest = largest_entry(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
-    scaled = gradient / per_sample(largest, gradient)
-    return scaled / per_sample(l2_norm(scaled).clamp_min(1e-12), scaled)
+    def _random(self, region: Region, ids: Tensor, restart: int, draw: int) -> Tensor:
+        return region.random(ids, seed=self.seed, purpose=f"{self.name}.start.{restart}", draw=draw)

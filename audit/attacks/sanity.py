@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from audit import stats
-from audit.attacks.base import Goal, ThreatModel, as_columns, fixed_loss, l2_norm, output_of, per_sample, random_in_ball
+from audit.attacks.base import output_of
+from audit.attacks.geometry import ThreatModel, l2_norm, per_sample, random_in_ball
+from audit.attacks.goal import Goal, as_columns, fixed_loss
 from audit.model.batching import in_batches
 from audit.model.wrapper import Model
 from audit.result import Evidence

@@ -11,7 +11,9 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from audit.attacks.base import Attack, Ball, Candidates, Goal, Norm, l2_norm, output_of, per_sample
+from audit.attacks.base import Attack, Candidates, output_of
+from audit.attacks.geometry import Ball, Norm, l2_norm, per_sample
+from audit.attacks.goal import Goal
 from audit.data.noise import hashed_bits
 from audit.errors import UsageError
 from audit.model.wrapper import Model

@@ -15,8 +15,9 @@ from audit import stats
 from audit.attacks import sanity
 from audit.attacks.art import ArtAttack
 from audit.attacks.asked import Asked, Source, as_asked, make_attack
-from audit.attacks.base import NORMS, Attack, AttackOutput, Norm, ThreatModel
+from audit.attacks.base import Attack, AttackOutput
 from audit.attacks.examples import Example, feature_changes, gallery
+from audit.attacks.geometry import Norm, ThreatModel
 from audit.attacks.noise import UniformNoise
 from audit.attacks.pgd import PGD
 from audit.attacks.square import Square
@@ -40,6 +41,7 @@ from audit.model.batching import is_out_of_memory
 from audit.result import CheckResult, Evidence, Figure, Finding, Metric, finite
 
 BUDGETS = {"quick": (20, 1), "standard": (40, 2), "thorough": (100, 5), "exhaustive": (200, 20)}
+NORMS = ("linf", "l2")
 QUERIES = {"quick": 100, "standard": 500, "thorough": 2000, "exhaustive": 5000}
 ASKED_PASSES = 1000.0  # what an attack that was asked for may cost a sample: unknown beforehand
 EVIDENCE_SAMPLES = 128  # each test of the attack looks at no more: enough to see a share of 5 %

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from audit.attacks.base import Norm, ThreatModel
+from audit.attacks.geometry import Norm, ThreatModel
 from audit.data.base import Dataset, replace_bounds
 from audit.errors import DataError, UsageError, closest
 from audit.hardening.checkpoint import Checkpoint, Stored

@@ -14,8 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from audit.attacks.base import Ball, random_in_ball
-from audit.attacks.pgd import step_in_ball
+from audit.attacks.geometry import Ball
+from audit.attacks.steps import step
 from audit.hardening.network import Trainee
 from audit.hardening.options import HardeningOptions
 from audit.model.wrapper import Model
@@ -54,14 +54,13 @@ class Ascent:
         ball = self.ball
         if ball.eps == 0:
             return x
-        low, high = ball.limits(x)
+        region = ball.around(x)
         rows = torch.arange(len(x)) if self.ids is None else self.ids
-        noise = random_in_ball(rows, tuple(x.shape[1:]), ball, seed=self.seed, purpose="hardening.start", draw=self.draw)
-        point = torch.minimum(torch.maximum(x + noise.to(x) * ball.unit(), low), high)
+        point = region.random(rows, seed=self.seed, purpose="hardening.start", draw=self.draw)
         length = self.step_size * ball.eps * ball.unit()
         for _ in range(self.steps):
             gradient, _ = network.gradient(loss, point)
-            point = step_in_ball(point, gradient.nan_to_num(0.0, 0.0, 0.0), x, ball, low, high, length)
+            point = step(point, gradient.nan_to_num(0.0, 0.0, 0.0), region, length)
         return point
 
 

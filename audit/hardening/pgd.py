@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 from torch.nn import functional
 
-from audit.attacks.base import Goal
+from audit.attacks.goal import Goal
 from audit.hardening.method import Ascent, Method, output_of
 from audit.hardening.network import Trainee
 

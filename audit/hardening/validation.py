@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audit.attacks.base import ThreatModel
+from audit.attacks.geometry import ThreatModel
 from audit.attacks.pgd import PGD
 from audit.data.base import Dataset, Part
 from audit.errors import UsageError

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from audit.attacks.art import KNOWN, REFUSED, ArtAttack, page
 from audit.attacks.asked import as_asked, make_attack
-from audit.attacks.base import ThreatModel
+from audit.attacks.geometry import ThreatModel
 from audit.errors import UsageError
 from audit.model.wrapper import Model
 from tests.attacks.test_attacks import small_net

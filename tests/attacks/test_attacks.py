@@ -243,7 +243,7 @@ def test_bad_parameters_are_errors():
     x, y = samples(4)
     with pytest.raises(UsageError, match="steps"):
         PGD(steps=0)
-    with pytest.raises(UsageError, match="norm must be one of"):
+    with pytest.raises(UsageError, match="pgd is for linf, l2"):
         PGD("l7", 0.1)(model(), x, y)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="bounds"):
         PGD("linf", 0.1)(Model(small_net(), device="cpu"), x, y)
@@ -253,7 +253,7 @@ def test_bad_parameters_are_errors():
 
 def test_a_wide_column_lends_no_slack_to_a_narrow_one():
     """Rounding of a column near 1e6 must not let a column of width 1e-3 leave its radius."""
-    from audit.attacks.base import Ball
+    from audit.attacks.geometry import Ball
 
     ball = Ball("linf", 0.1, torch.tensor([0.0, -1.0]), torch.tensor([2e6, 1.0]), torch.tensor([1e5, 1e-3]))
     x = torch.tensor([[1e6, 0.0]])

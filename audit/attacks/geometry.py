@@ -1,0 +1,279 @@
+"""What an attack may change, and the geometry of it: boxes and balls of four norms, projections, distances, random points.
+
+A `ThreatModel` says it; on a device it is a `Ball`; around some samples it is a `Region`, which attacks project onto.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from audit.data.noise import normal_noise, uniform_noise
+from audit.errors import UsageError
+
+Norm = Literal["linf", "l2", "l1", "l0"]
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
+SYMBOLS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+
+
+@dataclass(frozen=True)
+class ThreatModel:
+    """What an attack may change.
+
+    Attributes
+    ----------
+    norm
+        ``linf``, ``l2``, ``l1`` or ``l0``.
+    eps
+        Radius, in the units of the input divided by `scale`; in L0 the number of inputs that may change.
+    low, high
+        The box: lowest and highest value of each input, broadcastable to one sample.
+    scale
+        Length of one unit of the radius in each input (a column's standard deviation, say); 1 where None. An input with
+        scale 0 cannot be changed.
+    mutable
+        Inputs that may change, broadcastable to one sample; all where None.
+    """
+
+    norm: Norm
+    eps: float
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    scale: NDArray[np.float64] | None = None
+    mutable: NDArray[np.bool_] | None = None
+
+    def reach(self, shape: tuple[int, ...]) -> float:
+        """Return the radius that reaches every corner of the box of samples of this shape.
+
+        In L∞ it is the width of the box, in L2 its diagonal, in L1 the sum of its sides, in L0 the number of inputs.
+        """
+        width = np.broadcast_to(np.asarray(self.high) - np.asarray(self.low), shape)
+        scale = np.broadcast_to(self._scale(), shape)
+        ratio = width[scale > 0] / scale[scale > 0]
+        if ratio.size == 0:
+            return 0.0
+        return float(size_of(torch.from_numpy(ratio)[None], self.norm))
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise a UsageError where the radius is not between 0 and the size of the box of a sample of this shape."""
+        if self.norm not in NORMS:
+            raise UsageError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        most = self.reach(shape)
+        if not 0 <= self.eps <= most:
+            size = {"linf": "width", "l2": "diagonal", "l1": "sum of the sides", "l0": "number of inputs"}[self.norm]
+            hint = f": did you mean {self.eps:g}/255?" if self.eps > most and most <= 1 else ""
+            raise UsageError(f"eps must be between 0 and the {size} of the box ({most:g}), got {self.eps:g}{hint}")
+
+    def _scale(self) -> NDArray[np.float64]:
+        scale = np.asarray(1.0) if self.scale is None else np.asarray(self.scale, dtype=np.float64)
+        return scale if self.mutable is None else np.where(self.mutable, scale, 0.0)
+
+    def on(self, like: Tensor) -> Ball:
+        """Return the threat model as tensors on the device of `like`, to project with."""
+        scale = self._scale()
+        return Ball(
+            norm=self.norm,
+            eps=self.eps,
+            low=torch.as_tensor(self.low, dtype=like.dtype, device=like.device),
+            high=torch.as_tensor(self.high, dtype=like.dtype, device=like.device),
+            scale=None if scale.ndim == 0 and scale == 1 else torch.as_tensor(scale, dtype=like.dtype, device=like.device),
+        )
+
+
+@dataclass(frozen=True)
+class Ball:
+    """A threat model on a device: projects onto box and radius, and measures distances."""
+
+    norm: Norm
+    eps: float
+    low: Tensor
+    high: Tensor
+    scale: Tensor | None
+
+    def unit(self) -> Tensor | float:
+        """Length of one unit of the radius in each input."""
+        return 1.0 if self.scale is None else self.scale
+
+    def around(self, x: Tensor) -> Region:
+        """Return the points that may stand in for the samples `x`."""
+        return Region(x, *self.limits(x), self)
+
+    def limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return lowest and highest allowed value around `x` for L∞; for other norms the box alone."""
+        if self.norm == "linf":
+            reach = self.eps * self.unit()
+            return torch.maximum(x - reach, torch.minimum(self.low, x)), torch.minimum(x + reach, torch.maximum(self.high, x))
+        # A clean input outside the box stays where it is rather than being moved by the projection.
+        low, high = torch.minimum(self.low, x), torch.maximum(self.high, x)
+        if self.scale is None:
+            return low, high
+        fixed = self.scale == 0
+        return torch.where(fixed, x, low), torch.where(fixed, x, high)
+
+    def distance(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Return the distance of each pair in units of the radius, computed in float64; infinite where a fixed input moved."""
+        return self._size(x_adv.double() - x.double())
+
+    def allows(self, x: Tensor, x_adv: Tensor) -> Tensor:
+        """Tell which candidates lie in the box and the radius, but for the rounding of their floating-point type."""
+        ulp = torch.finfo(x.dtype).eps
+        # Each input may be off by its own rounding: a wide column must not lend its slack to a narrow one.
+        slack = 2 * ulp * torch.maximum(x.abs(), x_adv.abs()).double()
+        delta = ((x_adv.double() - x.double()).abs() - slack).clamp_min(0.0)
+        # In L0 a change is one however small it is.
+        near = self._size(x_adv.double() - x.double() if self.norm == "l0" else delta) <= self.eps * (1 + 4 * ulp)
+        inside = (x_adv >= torch.minimum(self.low, x)) & (x_adv <= torch.maximum(self.high, x))
+        return near & inside.flatten(1).all(dim=1)
+
+    def reach(self, shape: tuple[int, ...]) -> float:
+        """Return the radius that reaches every corner of the box; see `ThreatModel.reach`."""
+        low, high = (side.double().cpu().numpy() for side in (self.low, self.high))
+        scale = None if self.scale is None else self.scale.double().cpu().numpy()
+        return ThreatModel(self.norm, self.eps, low, high, scale).reach(shape)
+
+    def _size(self, delta: Tensor) -> Tensor:
+        """Return the norm of each change in units of the radius; infinite where a fixed input moved."""
+        if self.scale is not None:
+            scale = self.scale.double()
+            delta = torch.where(scale > 0, delta / scale.clamp_min(1e-300), torch.where(delta == 0, 0.0, torch.inf))
+        return size_of(delta, self.norm)
+
+    def scaled(self, delta: Tensor) -> Tensor:
+        """Return changes in units of the radius; zero where an input is fixed."""
+        if self.scale is None:
+            return delta
+        return torch.where(self.scale > 0, delta / self.scale.clamp_min(torch.finfo(delta.dtype).tiny), torch.zeros_like(delta))
+
+
+@dataclass(frozen=True)
+class Region:
+    """The points that may stand in for some samples: in the box, and within the radius of the samples.
+
+    Attributes
+    ----------
+    x : Tensor (n, …)
+        The clean samples.
+    low, high : Tensor like x
+        Lowest and highest allowed value of each input; for L∞ the radius is in them.
+    """
+
+    x: Tensor
+    low: Tensor
+    high: Tensor
+    ball: Ball
+
+    def take(self, rows: Tensor) -> Region:
+        """Return the region around the samples at `rows`, positions or a mask."""
+        return replace(self, x=self.x[rows], low=self.low[rows], high=self.high[rows])
+
+    def clip(self, point: Tensor) -> Tensor:
+        """Bring points into the box; for L∞ into the radius, too."""
+        return torch.minimum(torch.maximum(point, self.low), self.high)
+
+    def project(self, point: Tensor) -> Tensor:
+        """Bring points into box and radius.
+
+        L∞ and L1: the nearest point of both (L1: Croce & Hein 2021, "Mind the Box", section 3.1). L2: onto the radius, then
+        into the box, which keeps the radius. L0: into the box, then back to the sample but for the inputs that changed most.
+        """
+        ball, x = self.ball, self.x
+        if ball.norm == "linf":
+            return self.clip(point)
+        if ball.norm == "l2":
+            delta = point - x
+            length = l2_norm(ball.scaled(delta))
+            return self.clip(x + delta * per_sample((ball.eps / length.clamp_min(1e-12)).clamp_max(1.0), delta))
+        if ball.norm == "l0":
+            return self._fewest(self.clip(point))
+        unit = ball.unit()
+        most = torch.where(point >= x, self.high - x, x - self.low)
+        z = l1_projection(ball.scaled(point - x).double(), ball.scaled(most.abs()).double(), ball.eps)
+        return self.clip(x + z.to(x) * unit)
+
+    def _fewest(self, point: Tensor) -> Tensor:
+        delta = self.ball.scaled(point - self.x).abs().flatten(1)
+        kept = min(int(self.ball.eps), delta.shape[1])
+        if kept == 0:
+            return self.x.clone()
+        chosen = torch.zeros_like(delta, dtype=torch.bool).scatter_(1, delta.topk(kept, dim=1).indices, True)
+        return torch.where(chosen.view_as(point), point, self.x)
+
+    def random(self, ids: Tensor, *, seed: int, purpose: str, draw: int = 0) -> Tensor:
+        """Return a random point of the ball around each sample, clipped to the box; it belongs to the sample's id."""
+        noise = random_in_ball(ids, tuple(self.x.shape[1:]), self.ball, seed=seed, purpose=purpose, draw=draw)
+        return self.clip(self.x + noise.to(self.x) * self.ball.unit())
+
+
+def l1_projection(z: Tensor, most: Tensor, eps: float) -> Tensor:
+    r"""Return the nearest points to `z`, (n, …), of L1 norm at most `eps` whose entries are at most `most` in absolute value.
+
+    They are :math:`\operatorname{sign}(z)\,\min(\max(|z| - \lambda, 0), m)` with the smallest :math:`\lambda \ge 0` that keeps
+    the norm; the norm falls piecewise linearly in :math:`\lambda`, with corners at :math:`|z|` and :math:`|z| - m`.
+    """
+    a, m = z.abs().flatten(1), most.flatten(1)
+    corners, order = torch.cat((a - m, a), dim=1).clamp_min(0.0).sort(dim=1)
+    turn = torch.cat((-torch.ones_like(a), torch.ones_like(a)), dim=1).gather(1, order)
+    slope = turn.cumsum(dim=1)  # of the norm, right of each corner
+    steps = corners.diff(dim=1, prepend=torch.zeros_like(corners[:, :1]))
+    falls = torch.cat((torch.zeros_like(slope[:, :1]), slope[:, :-1]), dim=1) * steps
+    norms = torch.minimum(a, m).sum(dim=1, keepdim=True) + falls.cumsum(dim=1)
+    # The last corner whose norm is still above eps: lambda lies right of it.
+    above = (norms > eps).sum(dim=1, keepdim=True)
+    at = (above - 1).clamp_min(0)
+    steep = slope.gather(1, at).clamp_max(-1.0)
+    level = corners.gather(1, at) + (eps - norms.gather(1, at)) / steep
+    level = torch.where(above > 0, level, torch.zeros_like(level))
+    return z.sign() * torch.minimum((a - level).clamp_min(0.0), m).view_as(z)
+
+
+def size_of(delta: Tensor, norm: Norm) -> Tensor:
+    """Return the norm of each change, shape (n,)."""
+    flat = delta.flatten(1)
+    if norm == "l0":
+        return (flat != 0).sum(dim=1).to(delta.dtype).where(~flat.isinf().any(dim=1), torch.inf)
+    order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
+    size: Tensor = torch.linalg.vector_norm(flat, ord=order, dim=1)
+    return size
+
+
+def random_in_ball(ids: Tensor, shape: tuple[int, ...], ball: Ball, *, seed: int, purpose: str, draw: int) -> Tensor:
+    r"""Return points uniform in the ball of radius ``ball.eps``, in units of the radius, shape (len(ids), \\*shape)."""
+    if ball.norm == "linf":
+        return uniform_noise(ids, shape, seed=seed, purpose=purpose, draw=draw) * ball.eps
+    if ball.norm == "l0":
+        # As many inputs as may change, chosen at random, go to a random place of the widest box that there could be.
+        value, rank = (uniform_noise(ids, shape, seed=seed, purpose=f"{purpose}{what}", draw=draw) for what in ("", ".rank"))
+        ranks = rank.flatten(1)
+        few = ranks.topk(min(int(ball.eps), ranks.shape[1]), dim=1).indices
+        chosen = torch.zeros_like(ranks, dtype=torch.bool).scatter_(1, few, True).view_as(value)
+        width = float((ball.scaled((ball.high - ball.low).abs())).max())
+        return torch.where(chosen, value * width, torch.zeros_like(value))
+    if ball.norm == "l1":
+        # Uniform in the ball: exponential lengths with signs of their own, over their sum and one more (Barthe et al. 2005).
+        value = uniform_noise(ids, shape, seed=seed, purpose=purpose, draw=draw)
+        length = -torch.log1p(-value.abs().clamp_max(1 - 2**-24))
+        more = uniform_noise(ids, (1,), seed=seed, purpose=f"{purpose}.length", draw=draw).abs().clamp_max(1 - 2**-24)
+        total = length.flatten(1).sum(dim=1) - torch.log1p(-more[:, 0])
+        return value.sign() * length / per_sample(total, value) * ball.eps
+    # Uniform in a ball of d dimensions: a normal vector's direction, and a length whose d-th power is uniform.
+    noise = normal_noise(ids, shape, seed=seed, purpose=purpose, draw=draw)
+    share = (uniform_noise(ids, (1,), seed=seed, purpose=f"{purpose}.length", draw=draw)[:, 0] + 1) / 2
+    length = share ** (1 / math.prod(shape)) * ball.eps
+    return noise * per_sample(length / l2_norm(noise), noise)
+
+
+def l2_norm(delta: Tensor) -> Tensor:
+    """Return the L2 norm of each sample, shape (n,)."""
+    norm: Tensor = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return norm
+
+
+def per_sample(values: Tensor, like: Tensor) -> Tensor:
+    """Shape one value a sample, (n,), so that it broadcasts over `like`, (n, …)."""
+    return values.reshape(-1, *[1] * (like.ndim - 1))

@@ -1,0 +1,47 @@
+"""What attacks that follow a gradient share: one look at it, one step along it, its direction whatever its size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from audit.attacks.geometry import Region, l2_norm, per_sample
+from audit.attacks.goal import Goal, LossName
+from audit.model.wrapper import Model
+
+
+def look(model: Model, goal: Goal, point: Tensor, direction: float, kind: LossName) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss's gradient, the margins, and which samples are broken at `point`: one forward and one backward."""
+    hit = margins = torch.zeros(0)
+
+    def loss(output: Tensor) -> Tensor:
+        nonlocal hit, margins
+        hit, margins = goal.broken(output.detach()), goal.loss(output.detach(), direction, "margin")
+        return goal.loss(output, direction, kind)
+
+    gradient, _ = model.gradient(loss, point)
+    return gradient, margins, hit
+
+
+def step(point: Tensor, gradient: Tensor, region: Region, length: Tensor | float) -> Tensor:
+    """Go a step up the gradient, by its sign (L∞) or its direction (other norms), and back into the region."""
+    if region.ball.norm == "linf":
+        return region.project(point + gradient.sign() * length)
+    # In units of the radius the ball is round: the gradient is taken there, and the step brought back.
+    return region.project(point + unit_l2(gradient * region.ball.unit()) * length)
+
+
+def largest_entry(gradient: Tensor) -> Tensor:
+    """Return the largest absolute entry of each sample, (n,); NaN where there is one."""
+    largest: Tensor = torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1)
+    return largest
+
+
+def unit_l2(gradient: Tensor) -> Tensor:
+    """Scale each sample's gradient to length 1; zero stays zero.
+
+    It is divided by its largest entry first, so that a gradient of 1e-30 does not underflow in its own norm.
+    """
+    largest = largest_entry(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
+    scaled = gradient / per_sample(largest, gradient)
+    return scaled / per_sample(l2_norm(scaled).clamp_min(1e-12), scaled)

@@ -1,0 +1,1 @@
+"""Evaluations: which attacks run on which samples, in which order, with which budget, and when to stop."""
