@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         PolicyFailed,
         UsageError,
     )
+    from audit.evaluations.accuracy import robust_accuracy
     from audit.inspecting import inspect
     from audit.model.wrapper import Model
     from audit.policy import require
@@ -62,6 +63,7 @@ _WHERE = {
     "inspect": "audit.inspecting",
     "replay": "audit.workflows",
     "require": "audit.policy",
+    "robust_accuracy": "audit.evaluations.accuracy",
     "run": "audit.workflows",
     "verify": "audit.verifying",
 }
@@ -89,6 +91,7 @@ __all__ = [
     "inspect",
     "replay",
     "require",
+    "robust_accuracy",
     "run",
     "verify",
 ]

@@ -41,10 +41,14 @@ Sandbox = Annotated[
     bool, typer.Option("--sandbox", help="Run without network, and write below --out alone.", rich_help_panel=MODEL)
 ]
 ExpectSha256 = Annotated[str | None, typer.Option(help="Hash that the file must have.", rich_help_panel=MODEL)]
-TaskName = Annotated[str | None, typer.Option(help="classification or regression.", rich_help_panel=MODEL)]
+TaskName = Annotated[str | None, typer.Option(help="classification, multilabel or regression.", rich_help_panel=MODEL)]
 OutputKind = Annotated[
     str | None,
-    typer.Option(help="logits, probabilities, binary_logit, binary_probability or regression.", rich_help_panel=MODEL),
+    typer.Option(
+        help="logits, probabilities, binary_logit, binary_probability, multilabel_logits, multilabel_probabilities or "
+        "regression.",
+        rich_help_panel=MODEL,
+    ),
 ]
 Mean = Annotated[str | None, typer.Option(help="Subtracted inside the model: one, or one a channel.", rich_help_panel=MODEL)]
 Std = Annotated[str | None, typer.Option(help="Divided by inside the model.", rich_help_panel=MODEL)]
@@ -52,7 +56,12 @@ Data = Annotated[
     str | None, typer.Option(help=".npz, .csv, .csv.gz, .parquet, folder of images, or sklearn:NAME.", rich_help_panel=DATA)
 ]
 Reference = Annotated[str | None, typer.Option(help="The training part.", rich_help_panel=DATA)]
-Target = Annotated[str | None, typer.Option(help="Column that holds the label.", rich_help_panel=DATA)]
+Target = Annotated[
+    str | None,
+    typer.Option(
+        help="Column that holds the label; for a multi-label network several, with commas between.", rich_help_panel=DATA
+    ),
+]
 Inputs = Annotated[str | None, typer.Option(help="Input columns, COL,COL.", rich_help_panel=DATA)]
 Sensitive = Annotated[str | None, typer.Option(help="Columns to test for fairness, COL,COL.", rich_help_panel=DATA)]
 Classes = Annotated[str | None, typer.Option(help="File with one class a line, in output order.", rich_help_panel=DATA)]

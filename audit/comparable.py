@@ -43,9 +43,13 @@ _HARMLESS = {
     "fairness": {"min_group_size", "min_labelled", "names", "positive", "intersections", "attributes", "gap"},
 }
 _OPTION_ALONE = {("performance", "bins"): "calibration.*"}
-# A profile sets what is not stated: the queries of Square, the rows that a detector is fitted on, the effort of explainers.
-_BY_PROFILE = {"robustness.*": "queries", "hardening.*": "queries", "anomaly.*": "rows", "explanation.*": "background"}
-_BY_PROFILE_ALONE = "corruption.patch.*"
+# A profile sets what is not stated: the rows that a detector is fitted on, the effort of explainers.
+_BY_PROFILE = {"anomaly.*": "rows", "explanation.*": "background"}
+_BY_PROFILE_ALONE = (
+    "corruption.patch.*",
+    "robustness.*",
+    "hardening.*",
+)  # the budget of an evaluation has no option of its own
 _BY_BOUNDS = ("robustness.*", "hardening.*", "corruption.*", "anomaly.*.adversarial_*")
 
 
@@ -221,12 +225,11 @@ def _other_options(metric_id: str, check_id: str, old: Result, new: Result) -> s
 
 
 def _set_by_profile(metric_id: str, old: Result, new: Result) -> bool:
-    if fnmatchcase(metric_id, _BY_PROFILE_ALONE):
+    if any(fnmatchcase(metric_id, pattern) for pattern in _BY_PROFILE_ALONE):
         return True
     for pattern, option in _BY_PROFILE.items():
         if fnmatchcase(metric_id, pattern):
-            section = "robustness" if pattern == "hardening.*" else pattern.partition(".")[0]
-            return any(_section(result, section).get(option) is None for result in (old, new))
+            return any(_section(result, pattern.partition(".")[0]).get(option) is None for result in (old, new))
     return False
 
 

@@ -43,8 +43,19 @@ class Section(BaseModel):
 class ModelSection(Section):
     """``[model]``: the network."""
 
-    task: Literal["classification", "regression"] | None = None
-    output: Literal["logits", "probabilities", "binary_logit", "binary_probability", "regression"] | None = None
+    task: Literal["classification", "multilabel", "regression"] | None = None
+    output: (
+        Literal[
+            "logits",
+            "probabilities",
+            "binary_logit",
+            "binary_probability",
+            "multilabel_logits",
+            "multilabel_probabilities",
+            "regression",
+        ]
+        | None
+    ) = None
     mean: list[float] | None = None
     std: list[float] | None = None
     expect_sha256: str | None = None

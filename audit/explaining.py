@@ -22,7 +22,7 @@ from audit.config import Config, validate
 from audit.data.base import Dataset
 from audit.errors import InputError, OutputError, UsageError, closest
 from audit.explain import Attribution, faithfulness, pictures, sanity
-from audit.explain.base import Floats, Question, segments
+from audit.explain.base import NOT_OF_LABELS, Floats, Question, segments
 from audit.model.batching import is_out_of_memory
 from audit.model.wrapper import Model
 from audit.preflight import preflight
@@ -147,6 +147,8 @@ class _One:
 
     def __init__(self, model: Model, data: Dataset, config: Config, index: int, explain_class: int | str | None) -> None:
         options = validate(Explanation.Options, config.checks.get("explanation", {}), "explanation")
+        if model.task == "multilabel":
+            raise UsageError(NOT_OF_LABELS)
         self.task = Task(model, data, options, config.run.seed, config.policy.confidence, config.run.profile)
         self.model, self.data, self.index = model, data, index
         positions = np.flatnonzero(data.test.ids == index)

@@ -44,6 +44,15 @@ def difference(clean: NDArray[np.float64], changed: NDArray[np.float64], times: 
     return 0.5 + 0.5 * times * (changed - clean)
 
 
+def enlargement(differences: Sequence[NDArray[np.floating[Any]]]) -> int:
+    """Return the round number of times by which differences of images in [0, 1] are enlarged without leaving the range.
+
+    Twice it would leave the range, or show what is too small to see; one number for all, so that pictures can be compared.
+    """
+    largest = max((float(np.abs(each).max(initial=0.0)) for each in differences), default=0.0)
+    return next((times for times in (100, 50, 20, 10, 5, 2) if times * largest <= 1), 1)
+
+
 def heat_map(image: NDArray[np.float64], relevance: NDArray[Any]) -> NDArray[np.float64]:
     """Lay signed relevance over an image: red speaks for the answer, blue against it; shape (3, height, width) in [0, 1].
 

@@ -59,12 +59,13 @@ def make_plan(model: Model, data: Dataset, config: Config, *, debug: bool = Fals
             confidence=config.policy.confidence,
             profile=config.run.profile,
             keep_samples=config.run.save_samples,
+            budget=config.run.budget,
         )
         planned.append(_plan_one(check, task, debug))
     unique: dict[str, Stage] = {}
     if config.data.expect_accuracy is not None:
         # What was stated is held against what is measured before any long work, and where no check asks for it, too.
-        if model.task != "classification":
+        if model.task == "regression":
             raise UsageError("--expect-accuracy is for classification, but the network is a regression network")
         unique["predictions.test"] = base.predictions(planned[0].task)
     for item in planned:
@@ -185,7 +186,7 @@ def _in_order(stages: Mapping[str, Stage]) -> list[Stage]:
         ready = [s for s in waiting.values() if not any(s.waits_for(other) for other in stages if other not in placed)]
         if not ready:
             raise UsageError(f"these stages wait for each other: {', '.join(waiting)}")
-        for stage in ready:
+        for stage in [s for s in ready if not s.last] or ready:
             ordered.append(stage)
             placed.add(stage.id)
             del waiting[stage.id]
@@ -200,7 +201,7 @@ def announce(model: Model, data: Dataset, plan: Plan) -> str:
     skipped = [f"{item.check.id} does not apply ({item.not_applicable})" for item in plan.planned if item.not_applicable]
     lines = [
         f"network: {model.origin.source}, {model.task}, returns {model.output}"
-        + (f", {model.classes} classes" if model.task == "classification" else ""),
+        + ("" if model.task == "regression" else f", {model.classes} {'labels' if model.task == 'multilabel' else 'classes'}"),
         f"data: {data.source}, {len(data.test):,} samples, {what}; as {data.test.x.dtype} from {data.test.x.min():g} to "
         f"{data.test.x.max():g}"
         + (f"; reference: {len(data.reference):,} samples" if data.reference else "; no reference part")

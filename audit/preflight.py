@@ -42,7 +42,9 @@ def preflight(model: Model, data: Dataset) -> str:
             f"the network returns NaN or infinity for each of the first {len(x)} samples: is the data scaled as in training "
             "(--mean, --std, --preprocess), and are the weights the right ones?"
         )
-    if model.task == "classification":
+    if model.task == "multilabel":
+        _marks_fit(model, data)
+    elif model.task == "classification":
         _labels_fit(model, data)
     elif out.numel() != len(x):
         raise ModelError(
@@ -86,9 +88,24 @@ def _labels_fit(model: Model, data: Dataset) -> None:
                 f"{name}labels should lie between 0 and {(model.classes or 0) - 1}, since the network has {model.classes} "
                 f"outputs; got {odd}: does the numbering start at 1, or is the target another column?"
             )
-    if data.classes and len(data.classes) != model.classes:
+    _names_fit(model, data)
+
+
+def _marks_fit(model: Model, data: Dataset) -> None:
+    width = data.test.y.shape[1]  # that of the reference part is the same, or it would not be there
+    if width != model.classes:
         raise DataError(
-            f"{len(data.classes)} classes are named, but the network has {model.classes} outputs: fit --classes to it"
+            f"labels should have one column for each of the network's {model.classes} outputs, got {width}: is one left out, "
+            "or one there that the network does not tell?"
+        )
+    _names_fit(model, data)
+
+
+def _names_fit(model: Model, data: Dataset) -> None:
+    if data.classes and len(data.classes) != model.classes:
+        what = "labels" if model.task == "multilabel" else "classes"
+        raise DataError(
+            f"{len(data.classes)} {what} are named, but the network has {model.classes} outputs: fit --classes to it"
         )
 
 

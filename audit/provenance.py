@@ -154,7 +154,7 @@ def model_info(model: Model, data: Dataset) -> ModelInfo:
         sha256=origin.sha256,
         format=origin.format,
         task=model.task or "",
-        classes=model.classes if model.task == "classification" else None,
+        classes=None if model.task == "regression" else model.classes,
         class_names=list(data.classes) or model.class_names,
         input_shape=[int(d) for d in data.test.x.shape[1:]],
         parameters=model.parameters,

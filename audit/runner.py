@@ -27,6 +27,7 @@ from audit.compare import Stored, compare
 from audit.config import Config
 from audit.data.base import Dataset
 from audit.errors import AuditError, BudgetSpent, OutputError
+from audit.model.outputs import right_answers
 from audit.model.wrapper import Model
 from audit.plan import Plan, Planned, announce, check_limits, describe_error, make_plan, part_size
 from audit.policy import judge
@@ -163,6 +164,7 @@ class _Run:
         self.cost: dict[str, Passes] = {}
         self.failed: dict[str, str] = {}
         self.cut: set[str] = set()
+        self.shortened: set[str] = set()  # stages that may end early, and did
         self.unfinished: set[str] = set()
         self.made: dict[str, float] = {}
 
@@ -177,7 +179,9 @@ class _Run:
         results = []
         for item in self.plan.planned:
             mark = self._mark()
-            result = self._conclude(item, taken)
+            # Where the budget ended a stage that may be ended, what is left is to draw the conclusion.
+            with until(None if self.shortened and not self.cut else self.budget.deadline):
+                result = self._conclude(item, taken)
             if artifacts is not None and result.status in ("measured", "incomplete") and result.id not in self.unfinished:
                 result = self._write_artifact(artifacts, item, result)
             results.append(result.model_copy(update={"cost": self._bill(item, self._since(mark), owners)}))
@@ -212,7 +216,7 @@ class _Run:
         if expected is None:
             return
         logits = self.found["predictions.test"]["logits"]
-        right = (logits.argmax(axis=1) == self.data.test.y) & np.isfinite(logits).all(axis=1)
+        right = right_answers(logits, self.data.test.y)
         expect_accuracy(int(right.sum()), len(right), expected, self.config.policy.confidence)
 
     def _run_stage(self, stage: Stage) -> Merged:
@@ -222,15 +226,33 @@ class _Run:
             found = self._job(stage, 0, positions)
             self.progress.advance(stage.id, stage.passes * (size - len(positions)), reused=True)
             return Merged(positions, found)
-        done = [self._job(stage, start, positions[start : start + BLOCK]) for start in range(0, len(positions), BLOCK)]
+        done = self._jobs(stage, positions)
+        positions = positions[: len(done) * (stage.block or BLOCK)]
         # A stage that runs on few of the samples was planned on all of them: what was planned is what counts as done.
         rest = stage.passes * (size - len(positions))
         self.progress.advance(stage.id, rest, reused=True)
         if not done:
-            return Merged(positions, self._no_rows(stage))
+            with until(self.budget.deadline if stage.patience is None else None):  # no sample takes no time
+                return Merged(positions, self._no_rows(stage))
         if any(part.keys() != done[0].keys() for part in done):
             raise ValueError(f"the job of stage {stage.id} returned other arrays for one block than for another")
         return Merged(positions, {name: np.concatenate([part[name] for part in done]) for name in done[0]})
+
+    def _jobs(self, stage: Stage, positions: NDArray[np.int64]) -> list[Arrays]:
+        """Run a stage's jobs in turn: all of them, or those for which its patience and the budget suffice."""
+        block = stage.block or BLOCK
+        starts = range(0, len(positions), block)
+        if stage.patience is None:
+            return [self._job(stage, start, positions[start : start + block]) for start in starts]
+        ends = [time.monotonic() + stage.patience, self.budget.deadline]
+        done: list[Arrays] = []
+        with until(min(end for end in ends if end is not None)):
+            try:
+                for start in starts:
+                    done.append(self._job(stage, start, positions[start : start + block]))
+            except BudgetSpent:
+                self.shortened.add(stage.id)
+        return done
 
     def _job(self, stage: Stage, start: int, positions: NDArray[np.int64]) -> Arrays:
         keep = self.config.run.save_samples or not stage.holds_inputs

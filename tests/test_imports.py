@@ -42,6 +42,7 @@ PUBLIC = [
     "inspect",
     "replay",
     "require",
+    "robust_accuracy",
     "run",
     "verify",
 ]

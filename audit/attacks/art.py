@@ -256,8 +256,8 @@ class ArtAttack(Attack):
     def check(self, model: Model, threat: ThreatModel, shape: tuple[int, ...]) -> None:
         """Raise a UsageError where this attack cannot run on this network, or refuses its parameters."""
         known = self.known
-        if model.task == "regression":
-            raise UsageError(f"{self.attack} attacks classifiers, and this is a regression network: leave robustness.art out")
+        if model.task != "classification":
+            raise UsageError(f"{self.attack} attacks classifiers, and this is a {model.task} network: leave robustness.art out")
         if known.inputs == "images" and len(shape) != 3:
             raise UsageError(f"{self.attack} takes images of shape (channels, height, width), and these samples have {shape}")
         if self.attack in ("SquareAttack", "AutoAttack") and min(shape[1:]) < SMALLEST[threat.norm]:

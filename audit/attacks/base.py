@@ -144,7 +144,8 @@ class Attack(ABC):
         model
             The network. Its `bounds` are the box, unless `threat` states one.
         x, y
-            Inputs of shape (n, …) and labels of shape (n,); for regression the clean outputs take the place of `y`.
+            Inputs of shape (n, …) and labels of shape (n,), or (n, labels) for a multi-label network; for regression the
+            clean outputs take the place of `y`.
         ids
             Stable sample ids; row numbers where None.
         threat
@@ -207,12 +208,13 @@ class Attack(ABC):
         found = self.run(model, standing, goals, searched, ids.to(rows.device)[rows])
         start[rows], end[rows] = found.loss_start, found.loss_end
         zero[rows], nan[rows] = found.grad_zero, found.grad_nan
-        claimed[rows] = found.broken
         valid = goals.broken(output_of(model, found.x_adv)) & searched.allows(standing, found.x_adv)
         winners = rows[valid]
         x_adv[winners] = found.x_adv[valid]
         distance[winners] = ball.distance(standing[valid], found.x_adv[valid])
         success[rows] = valid & ball.allows(standing, found.x_adv)
+        # An example that was confirmed, but lies beyond the radius, was not rejected.
+        claimed[rows] = torch.where(valid, success[rows], found.broken)
         return x_adv, success, distance, start, end, zero, nan, claimed
 
     def searched(self, ball: Ball, x: Tensor) -> Ball:  # noqa: ARG002

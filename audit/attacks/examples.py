@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from audit import figures
 from audit.result import Figure
 
-PANELS = ["clean", "adversarial", "difference × 10"]
-
 
 @dataclass(frozen=True)
 class Example:
@@ -26,12 +24,14 @@ class Example:
 
 
 def gallery(figure_id: str, title: str, examples: Sequence[Example], low: float, high: float) -> Figure:
-    """Show images of 1 or 3 channels: clean, adversarial, and the difference times ten around middle grey."""
-    items = []
-    for example in examples:
-        clean, changed = figures.unit(example.clean, low, high), figures.unit(example.changed, low, high)
-        items.append(figures.Item(example.id, (clean, changed, figures.difference(clean, changed)), example.caption))
-    return figures.gallery(figure_id, title, PANELS, items)
+    """Show images of 1 or 3 channels: clean, adversarial, and the difference around middle grey, enlarged alike in all."""
+    pairs = [(figures.unit(one.clean, low, high), figures.unit(one.changed, low, high)) for one in examples]
+    times = figures.enlargement([changed - clean for clean, changed in pairs])
+    items = [
+        figures.Item(one.id, (clean, changed, figures.difference(clean, changed, times)), one.caption)
+        for one, (clean, changed) in zip(examples, pairs, strict=True)
+    ]
+    return figures.gallery(figure_id, title, ["clean", "adversarial", f"difference × {times}"], items)
 
 
 def feature_changes(

@@ -1,12 +1,14 @@
 """What an attack may change, and the geometry of it: boxes and balls of four norms, projections, distances, random points.
 
-A `ThreatModel` says it; on a device it is a `Ball`; around some samples it is a `Region`, which attacks project onto.
+A `ThreatModel` says it; on a device it is a `Ball`; around some samples it is a `Region`, which attacks project onto. What the
+rows of a table must keep to besides stands in `audit.attacks.constraints`; without constraints nothing is done for them.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -14,12 +16,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from audit.attacks.constraints import NEAREST, Constraints, Filling, Rules
 from audit.data.noise import normal_noise, uniform_noise
 from audit.errors import UsageError
+from audit.plain import plain
 
 Norm = Literal["linf", "l2", "l1", "l0"]
 NORMS: tuple[Norm, ...] = ("linf", "l2", "l1", "l0")
 SYMBOLS = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}
+# How a point of the ball is brought to whole numbers and categories: the share of its change that is kept, the fraction from
+# which a whole number moves away from the clean one, and whether categories change. The first that is allowed is taken.
+EDGE = 0.95  # of the radius
+RUNGS = ((1.0, 0.5, True), (1.0, 1.0, True), (1.0, 0.5, False), (1.0, 1.0, False), (0.5, 0.5, False), (0.25, 1.0, False))
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class ThreatModel:
         scale 0 cannot be changed.
     mutable
         Inputs that may change, broadcastable to one sample; all where None.
+    constraints
+        What changed rows of a table must keep to; nothing where None.
     """
 
     norm: Norm
@@ -47,14 +57,18 @@ class ThreatModel:
     high: NDArray[np.float64]
     scale: NDArray[np.float64] | None = None
     mutable: NDArray[np.bool_] | None = None
+    constraints: Constraints | None = None
 
     def reach(self, shape: tuple[int, ...]) -> float:
         """Return the radius that reaches every corner of the box of samples of this shape.
 
-        In L∞ it is the width of the box, in L2 its diagonal, in L1 the sum of its sides, in L0 the number of inputs.
+        In L∞ it is the width of the box, in L2 its diagonal, in L1 the sum of its sides, in L0 the number of inputs. One-hot
+        columns outside the radius are left out.
         """
         width = np.broadcast_to(np.asarray(self.high) - np.asarray(self.low), shape)
         scale = np.broadcast_to(self._scale(), shape)
+        if self.constraints and self.constraints.max_category_changes is not None:
+            scale = np.where(self.constraints.free(shape[-1]), 0.0, scale)
         ratio = width[scale > 0] / scale[scale > 0]
         if ratio.size == 0:
             return 0.0
@@ -64,6 +78,10 @@ class ThreatModel:
         """Raise a UsageError where the radius is not between 0 and the size of the box of a sample of this shape."""
         if self.norm not in NORMS:
             raise UsageError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if self.constraints:
+            if len(shape) != 1:
+                raise UsageError(f"constraints are for tables, whose samples have one axis; these have shape {shape}")
+            self.constraints.check(shape[0])
         most = self.reach(shape)
         if not 0 <= self.eps <= most:
             size = {"linf": "width", "l2": "diagonal", "l1": "sum of the sides", "l0": "number of inputs"}[self.norm]
@@ -74,15 +92,50 @@ class ThreatModel:
         scale = np.asarray(1.0) if self.scale is None else np.asarray(self.scale, dtype=np.float64)
         return scale if self.mutable is None else np.where(self.mutable, scale, 0.0)
 
+    def can_change(self, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+        """Tell which inputs the radius can change at all, of this shape: a whole number by 1, say; the box is left aside."""
+        scale = np.broadcast_to(self._scale(), shape)
+        if not self.constraints:
+            return (scale > 0) & (self.eps > 0)
+        rules, columns = self.constraints, shape[-1]
+        steps = rules.discrete(columns)
+        far = self.eps >= 1 if self.norm == "l0" else self.eps * scale * (1 + 1e-6) >= np.where(steps, 1.0, 0.0)
+        able = np.asarray((scale > 0) & far & (self.eps > 0))
+        return np.where(rules.free(columns), (scale > 0) & (rules.max_category_changes != 0), able)
+
+    def describe(self, columns: Sequence[str] = ()) -> list[str]:
+        """Say in plain words what may be changed; `columns` are the names of a table's columns."""
+        each = "" if self.scale is None else " standard deviations of each column"
+        what = f"at most {int(self.eps)} inputs change" if self.norm == "l0" else f"radius {self.eps:.6g}{each}"
+        out = [f"{SYMBOLS[self.norm]}: {what}"]
+        low, high = (np.asarray(side, dtype=np.float64).reshape(-1) for side in (self.low, self.high))
+        if len(columns) and max(len(low), len(high)) > 1:
+            low, high = np.broadcast_to(low, len(columns)), np.broadcast_to(high, len(columns))
+            out.append("bounds: " + ", ".join(f"{n} {a:.6g} to {b:.6g}" for n, a, b in zip(columns, low, high, strict=True)))
+        else:
+            out.append(f"bounds: {low.min():.6g} to {high.max():.6g}")
+        fixed = [name for name, unit in zip(columns, np.broadcast_to(self._scale(), len(columns)), strict=True) if unit == 0]
+        if fixed:
+            out.append("never changed: " + ", ".join(fixed))
+        out = [plain(line) for line in out]
+        return out + (self.constraints.describe(columns) if self.constraints and len(columns) else [])
+
     def on(self, like: Tensor) -> Ball:
         """Return the threat model as tensors on the device of `like`, to project with."""
-        scale = self._scale()
+        scale, rules = self._scale(), None
+        if self.constraints:
+            scale = np.broadcast_to(scale, like.shape[1:])
+            rules = self.constraints.on(like, torch.from_numpy(scale == 0).to(like.device))
+            # A category outside the radius flips with a step as long as the radius.
+            outside = self.constraints.free(like.shape[1]) & (scale > 0)
+            scale = np.where(outside, 1.0 / self.eps if self.eps > 0 else 1.0, scale)
         return Ball(
             norm=self.norm,
             eps=self.eps,
             low=torch.as_tensor(self.low, dtype=like.dtype, device=like.device),
             high=torch.as_tensor(self.high, dtype=like.dtype, device=like.device),
             scale=None if scale.ndim == 0 and scale == 1 else torch.as_tensor(scale, dtype=like.dtype, device=like.device),
+            rules=rules,
         )
 
 
@@ -95,6 +148,7 @@ class Ball:
     low: Tensor
     high: Tensor
     scale: Tensor | None
+    rules: Rules | None = None
 
     def unit(self) -> Tensor | float:
         """Length of one unit of the radius in each input."""
@@ -106,6 +160,14 @@ class Ball:
 
     def limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return lowest and highest allowed value around `x` for L∞; for other norms the box alone."""
+        low, high = self._limits(x)
+        return (low, high) if self.rules is None else self.rules.limits(x, low, high)
+
+    def _limits(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.norm != "l0" and self.rules is not None:
+            # In L1 and L2, too, no input alone moves further than the radius: whole numbers are told apart by it.
+            far = torch.where(self.rules.free, torch.inf, torch.as_tensor(self.eps * self.unit()))
+            return torch.maximum(x - far, torch.minimum(self.low, x)), torch.minimum(x + far, torch.maximum(self.high, x))
         if self.norm == "linf":
             reach = self.eps * self.unit()
             return torch.maximum(x - reach, torch.minimum(self.low, x)), torch.minimum(x + reach, torch.maximum(self.high, x))
@@ -129,12 +191,15 @@ class Ball:
         # In L0 a change is one however small it is.
         near = self._size(x_adv.double() - x.double() if self.norm == "l0" else delta) <= self.eps * (1 + 4 * ulp)
         inside = (x_adv >= torch.minimum(self.low, x)) & (x_adv <= torch.maximum(self.high, x))
-        return near & inside.flatten(1).all(dim=1)
+        near &= inside.flatten(1).all(dim=1)
+        return near if self.rules is None else near & self.rules.kept(x, x_adv)
 
     def reach(self, shape: tuple[int, ...]) -> float:
         """Return the radius that reaches every corner of the box; see `ThreatModel.reach`."""
         low, high = (side.double().cpu().numpy() for side in (self.low, self.high))
         scale = None if self.scale is None else self.scale.double().cpu().numpy()
+        if scale is not None and self.rules is not None:
+            scale = np.where(self.rules.free.cpu().numpy(), 0.0, scale)
         return ThreatModel(self.norm, self.eps, low, high, scale).reach(shape)
 
     def _size(self, delta: Tensor) -> Tensor:
@@ -142,12 +207,16 @@ class Ball:
         if self.scale is not None:
             scale = self.scale.double()
             delta = torch.where(scale > 0, delta / scale.clamp_min(1e-300), torch.where(delta == 0, 0.0, torch.inf))
+        if self.rules is not None:
+            delta = torch.where(self.rules.free, 0.0, delta)
         return size_of(delta, self.norm)
 
     def scaled(self, delta: Tensor) -> Tensor:
-        """Return changes in units of the radius; zero where an input is fixed."""
+        """Return changes in units of the radius; zero where an input is fixed, or outside the radius."""
         if self.scale is None:
             return delta
+        if self.rules is not None:
+            delta = torch.where(self.rules.free, 0.0, delta)
         return torch.where(self.scale > 0, delta / self.scale.clamp_min(torch.finfo(delta.dtype).tiny), torch.zeros_like(delta))
 
 
@@ -161,30 +230,109 @@ class Region:
         The clean samples.
     low, high : Tensor like x
         Lowest and highest allowed value of each input; for L∞ the radius is in them.
+    lag : list of at most one Tensor like x
+        What `follow` last rounded away, to be added to the next step.
     """
 
     x: Tensor
     low: Tensor
     high: Tensor
     ball: Ball
+    lag: list[Tensor] = field(default_factory=list)
 
     def take(self, rows: Tensor) -> Region:
         """Return the region around the samples at `rows`, positions or a mask."""
-        return replace(self, x=self.x[rows], low=self.low[rows], high=self.high[rows])
+        lag = [each[rows] for each in self.lag]
+        return replace(self, x=self.x[rows], low=self.low[rows], high=self.high[rows], lag=lag)
 
     def clip(self, point: Tensor) -> Tensor:
         """Bring points into the box; for L∞ into the radius, too."""
         return torch.minimum(torch.maximum(point, self.low), self.high)
 
     def project(self, point: Tensor) -> Tensor:
-        """Bring points into box and radius.
+        """Bring points to ones that are allowed: into box and radius (see `nearest`), and to the constraints (see `settle`)."""
+        return self.settle(self.nearest(point))
+
+    def follow(self, point: Tensor) -> Tensor:
+        """Project the next point of a path of small steps, of which none is lost: what is rounded away joins the next step.
+
+        Whole numbers and categories would otherwise stay where they are, however many small steps push them. The gradient is
+        that at the allowed point, the steps add up in a relaxed one ("error feedback", Seide et al. 2014). A sample that begins
+        elsewhere takes along less than one unit of what was rounded away before.
+        """
+        rules = self.ball.rules
+        if rules is None or not rules.discrete:
+            return self.project(point)
+        relaxed = self._relaxed(self.nearest(point + self.lag[0] if self.lag else point))
+        allowed = self._settled(relaxed)
+        self.lag[:] = [torch.where(rules.integer | rules.grouped, relaxed - allowed, 0.0)]
+        return allowed
+
+    def signs(self, gradient: Tensor) -> Tensor:
+        """Return the sign of the gradient; between the columns of a one-hot group, of which one wins, their sizes count."""
+        rules = self.ball.rules
+        return gradient.sign() if rules is None else rules.direction(gradient)
+
+    def settle(self, point: Tensor) -> Tensor:
+        """Bring points of box and radius to ones that keep the constraints as well; the same points where there are none.
+
+        The linear rules first, by alternating projections; then whole numbers, categories and what the linear rules lack
+        again, closer and closer to the sample (`RUNGS`). Where nothing of that is allowed, the sample itself is.
+        """
+        return point if self.ball.rules is None else self._settled(self._relaxed(point))
+
+    def _relaxed(self, point: Tensor) -> Tensor:
+        """Bring points to the linear rules, whole numbers and categories left aside, as near as sweeps over them lead."""
+        rules = self.ball.rules
+        if rules is None or not len(rules.low):
+            return point
+        weight = torch.where(self.high > self.low, torch.as_tensor(self.ball.unit()).to(point), 0.0)
+        for _ in range(2):
+            point = self.nearest(rules.towards(point, self.x, weight, self.ball.eps))
+        return point
+
+    def _settled(self, point: Tensor) -> Tensor:
+        rules, x = self.ball.rules, self.x
+        if rules is None:
+            return point
+        out, rows, around = x.clone(), torch.arange(len(x), device=x.device), self
+        for share, up, change in RUNGS:
+            near = point if share == 1.0 else around.x + share * (point - around.x)
+            fill = around._fill(point) if share == 1.0 and up == NEAREST else None
+            near = rules.settle(around.x, near, around.low, around.high, up=up, change=change, fill=fill)
+            good = self.ball.allows(around.x, near)
+            out[rows[good]] = near[good]
+            if bool(good.all()):
+                break
+            around, point, rows = around.take(~good), point[~good], rows[~good]
+        return out
+
+    def _fill(self, point: Tensor) -> Filling | None:
+        """Return how whole numbers fill the radius: in L1 and L2, around points at its edge."""
+        ball = self.ball
+        if ball.norm not in ("l1", "l2"):
+            return None
+        # Far inside, a point is rounded to the nearest; at the edge, it is a direction, and shorter than a step in each column.
+        edge = ball.distance(self.x, point) >= EDGE * ball.eps
+        return Filling(edge, ball.scaled(torch.ones_like(point)).double(), ball.eps, 2 if ball.norm == "l2" else 1)
+
+    def nearest(self, point: Tensor) -> Tensor:
+        """Bring points into box and radius, constraints left aside.
 
         L∞ and L1: the nearest point of both (L1: Croce & Hein 2021, "Mind the Box", section 3.1). L2: onto the radius, then
         into the box, which keeps the radius. L0: into the box, then back to the sample but for the inputs that changed most.
         """
-        ball, x = self.ball, self.x
+        ball = self.ball
         if ball.norm == "linf":
             return self.clip(point)
+        if ball.rules is None:
+            return self._within(point)
+        # Categories outside the radius take no part of it.
+        inner = self._within(torch.where(ball.rules.free, self.x, self.clip(point)))
+        return torch.where(ball.rules.free, self.clip(point), inner)
+
+    def _within(self, point: Tensor) -> Tensor:
+        ball, x = self.ball, self.x
         if ball.norm == "l2":
             delta = point - x
             length = l2_norm(ball.scaled(delta))
@@ -206,11 +354,16 @@ class Region:
 
     def random(self, ids: Tensor, *, seed: int, purpose: str, draw: int = 0) -> Tensor:
         """Return a random point of the ball around each sample, clipped to the box; it belongs to the sample's id."""
-        noise = random_in_ball(ids, tuple(self.x.shape[1:]), self.ball, seed=seed, purpose=purpose, draw=draw)
-        return self.clip(self.x + noise.to(self.x) * self.ball.unit())
+        shape, rules = tuple(self.x.shape[1:]), self.ball.rules
+        noise = random_in_ball(ids, shape, self.ball, seed=seed, purpose=purpose, draw=draw)
+        point = self.clip(self.x + noise.to(self.x) * self.ball.unit())
+        if rules is None:
+            return point
+        any_value = uniform_noise(ids, shape, seed=seed, purpose=f"{purpose}.categories", draw=draw).to(self.x)
+        return self.project(torch.where(rules.free, self.clip(self.x + any_value), point))
 
 
-def l1_projection(z: Tensor, most: Tensor, eps: float) -> Tensor:
+def l1_projection(z: Tensor, most: Tensor, eps: float | Tensor) -> Tensor:
     r"""Return the nearest points to `z`, (n, …), of L1 norm at most `eps` whose entries are at most `most` in absolute value.
 
     They are :math:`\operatorname{sign}(z)\,\min(\max(|z| - \lambda, 0), m)` with the smallest :math:`\lambda \ge 0` that keeps
@@ -277,3 +430,32 @@ def l2_norm(delta: Tensor) -> Tensor:
 def per_sample(values: Tensor, like: Tensor) -> Tensor:
     """Shape one value a sample, (n,), so that it broadcasts over `like`, (n, …)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def movable(threat: ThreatModel, x: Tensor, points: float = 1.0) -> Tensor:
+    """Tell which samples can change to more than `points` points, themselves among them, shape (n,).
+
+    That is more than 1 where any input can change at all. Whole numbers and categories are counted column by column, before
+    linear rules and, but for L∞, before columns share the radius: an upper bound; other columns have no end of values.
+    """
+    region = threat.on(x).around(x)
+    room = (region.high - region.low).flatten(1).double()
+    rules = region.ball.rules
+    if rules is not None:
+        room = torch.where(rules.integer | rules.grouped | (room == 0), room, torch.inf)
+    else:
+        room = torch.where(room > 0, torch.inf, 0.0)
+    return room.log1p().sum(dim=1) > math.log(points) + 1e-9
+
+
+def violations(threat: ThreatModel, x: NDArray[np.floating] | Tensor, x_adv: NDArray[np.floating] | Tensor) -> int:
+    """Count the examples that break the threat model anywhere: box, radius, fixed inputs, constraints; floats have slack.
+
+    `x` and `x_adv` are rows in pairs, of the type that the network gets. A clean row's own violation is no violation.
+    """
+    clean, changed = (torch.as_tensor(values) for values in (x, x_adv))
+    if not len(clean):
+        return 0
+    changed = changed.to(clean) if clean.is_floating_point() else changed
+    clean = clean.to(changed)
+    return int((~threat.on(clean).allows(clean, changed)).sum())

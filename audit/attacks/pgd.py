@@ -106,7 +106,7 @@ class PGD(Attack):
                     again = self._random(around, ids[rows[stuck]], restart, k + 1)
                     if ball.norm == "linf" and k // LOOK_EVERY % 2:
                         # Where units are at rest around the sample, they wake at the corners of the ball first.
-                        again = torch.where(again > around.x, around.high, around.low)
+                        again = around.settle(torch.where(again > around.x, around.high, around.low))
                     point = point.index_put((stuck,), again)
             gradient = gradient.nan_to_num(0.0, 0.0, 0.0)  # one NaN must not stop, nor spread over, the whole sample
             point = step(point, gradient, region, self._step_length(k, ball.eps) * ball.unit())

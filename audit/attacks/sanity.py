@@ -30,6 +30,8 @@ FOLLOWED = 0.95  # share of samples on which following the gradient must lead so
 FALLS = 0.05  # of all samples
 MASKED = 0.02  # of all samples: what a gradient-free attack may break for sure, and gradients not
 MISSED = 0.01  # share of samples that noise may break and the attack not: a few lie on the boundary itself
+DOUBLED = 0.01  # of all samples: what the last doubling of the budget may break; it must be more than one sample, too
+SATURATED = 0.01  # share of samples whose probability may be exactly 1
 
 Bits = NDArray[np.bool_]
 Floats = NDArray[np.floating]
@@ -233,8 +235,72 @@ def gradient_free(prefix: str, broken: Bits, standing: float, confidence: float)
         id=f"{prefix}.gradient_free",
         ok=fall <= MASKED,
         value=1 - k / n,
-        detail=f"Square, which asks for outputs alone, broke {k} of {n} samples that projected gradient descent left standing: "
+        detail=f"Square, which asks for outputs alone, broke {k} of {n} samples that attacks by gradient left standing: "
         f"on all of them the robust accuracy would fall by at least {fall:.1%} (at most {MASKED:.0%} expected where gradients "
         "are true)",
         one_sided=True,
+    )
+
+
+def doubled(prefix: str, broken: int, n: int) -> Evidence:
+    """Ask whether the last doubling of the budget still broke samples, so that another might."""
+    fall = broken / n
+    return Evidence(
+        id=f"{prefix}.doubled",
+        ok=broken <= 1 or fall <= DOUBLED,
+        value=fall,
+        detail=f"the last doubling of the budget broke {broken} more of {n} samples ({fall:.1%}; at most {DOUBLED:.0%} "
+        "expected where yet another would change nothing)",
+        one_sided=True,
+    )
+
+
+def broken_alone(model: Model, x: Tensor, y: Tensor, examples: Tensor, tolerance: float) -> Tensor:
+    """Tell which examples break their samples when each is the only one in its batch, shape (n,)."""
+    held = torch.zeros(len(examples), dtype=torch.bool, device=examples.device)
+    with model.session():
+        for i in range(len(examples)):
+            label = output_of(model, x[i : i + 1]) if model.task == "regression" else y[i : i + 1].long()
+            held[i] = Goal(model.task or "", label, tolerance).broken(output_of(model, examples[i : i + 1]))[0]
+    return held
+
+
+def holds_alone(prefix: str, held: Bits) -> Evidence:
+    """Ask whether examples break their samples at batch size 1, too: what holds in a batch alone is rounding, or a leak."""
+    lost = int((~held).sum())
+    return Evidence(
+        id=f"{prefix}.holds_alone",
+        # One example may lie on the boundary itself, where another kernel rounds to the other side.
+        ok=lost <= 1,
+        value=float(held.mean()),
+        detail=f"{int(held.sum())} of {len(held)} adversarial examples broke their samples when run one at a time, too",
+    )
+
+
+def unsaturated(prefix: str, logits: Floats) -> Evidence:
+    """Ask whether outputs that are probabilities were rounded to 0 and 1, where no gradient is left."""
+    z = logits[np.isfinite(logits).all(axis=1)].astype(np.float64)
+    top = z.max(axis=1, initial=-np.inf)
+    given = bool(len(z)) and bool((z >= 0).all()) and np.allclose(z.sum(axis=1), 1, atol=1e-4)
+    logged = bool(len(z)) and bool((z <= 1e-6).all()) and np.allclose(np.exp(z).sum(axis=1), 1, atol=1e-4)
+    share = float(np.mean((top if given else np.exp(top)) >= 1)) if given or logged else 0.0
+    kind = "probabilities" if given else "logarithms of probabilities" if logged else "no probabilities"
+    return Evidence(
+        id=f"{prefix}.unsaturated",
+        ok=share <= SATURATED,
+        value=1 - share,
+        detail=f"the outputs are {kind}"
+        + (f", and exactly 0 and 1 on {share:.1%} of the samples ({SATURATED:.0%} expected)" if given or logged else ""),
+        one_sided=True,
+    )
+
+
+def bracket_consistent(prefix: str, both: list[int]) -> Evidence:
+    """Ask whether no sample is certified and broken at once: either the bound or the attack would be wrong."""
+    named = f" (samples {', '.join(map(str, both[:5]))})" if both else ""
+    return Evidence(
+        id=f"{prefix}.bracket_consistent",
+        ok=not both,
+        value=float(len(both)),
+        detail=f"{len(both)} samples are certified and broken at once{named}: none may be",
     )

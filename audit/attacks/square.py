@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from audit.attacks.base import Attack, Candidates, output_of
-from audit.attacks.geometry import Ball, Norm, l2_norm, per_sample
+from audit.attacks.geometry import Ball, Norm, Region, l2_norm, per_sample
 from audit.attacks.goal import Goal
 from audit.data.noise import hashed_bits
 from audit.errors import UsageError
@@ -85,6 +85,7 @@ class Square(Attack):
             share = self._share(query - 1, queries - 1)
             draw = partial(hashed_bits, state.ids, seed=self.seed, purpose=kind, draw=query)
             point = _PROPOSALS[ball.norm](state, layout, draw, share if query else None).reshape(state.x.shape)
+            point = state.region.settle(point)
             output = output_of(model, point)
             margin, hit = state.goal.loss(output, direction, "margin"), state.goal.broken(output)
             if query == 0 and direction > 0:
@@ -105,23 +106,24 @@ class Square(Attack):
 class _State:
     """The search on samples that still stand; the best point so far, and whether it broke its sample."""
 
-    x: Tensor
-    low: Tensor
-    high: Tensor
+    region: Region
     best: Tensor
     margin: Tensor
     broken: Tensor
     goal: Goal
-    ball: Ball
     rows: Tensor
     ids: Tensor
 
     @classmethod
     def start(cls, x: Tensor, goal: Goal, ball: Ball, rows: Tensor, ids: Tensor) -> _State:
-        low, high = ball.limits(x)
         flags = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         margin = torch.full((len(x),), -torch.inf, dtype=x.dtype, device=x.device)
-        return cls(x, low, high, x.clone(), margin, flags, goal, ball, rows, ids.to(x.device))
+        return cls(ball.around(x), x.clone(), margin, flags, goal, rows, ids.to(x.device))
+
+    @property
+    def x(self) -> Tensor:
+        """The clean samples."""
+        return self.region.x
 
     def keep(self, point: Tensor, margin: Tensor, hit: Tensor) -> None:
         """Take the points that are better; a sample that is broken keeps the point that broke it."""
@@ -141,8 +143,9 @@ class _State:
         keep = (~self.broken).nonzero()[:, 0]
         if len(keep) == len(self.rows):
             return self
-        names = ("x", "low", "high", "best", "margin", "broken", "rows", "ids")
-        return replace(self, goal=self.goal.take(keep), **{name: getattr(self, name)[keep] for name in names})
+        names = ("best", "margin", "broken", "rows", "ids")
+        kept = {name: getattr(self, name)[keep] for name in names}
+        return replace(self, region=self.region.take(keep), goal=self.goal.take(keep), **kept)
 
 
 # --- proposals --------------------------------------------------------------------------------------------------------
@@ -152,7 +155,7 @@ Draw = Callable[[int], Tensor]  # how many numbers a sample -> 32-bit numbers, (
 
 def _at_the_edge(state: _State, layout: _Layout, draw: Draw, share: float | None) -> Tensor:
     """L∞, algorithm 2: one window goes to the upper or the lower end of what is allowed; at the start everything does."""
-    low, high, best = (layout.view(side) for side in (state.low, state.high, state.best))
+    low, high, best = (layout.view(side) for side in (state.region.low, state.region.high, state.best))
     if share is None:
         return torch.where(layout.stripes(draw), high, low)
     window, up = layout.window(draw, share)
@@ -163,8 +166,8 @@ def _at_the_edge(state: _State, layout: _Layout, draw: Draw, share: float | None
 
 def _on_the_sphere(state: _State, layout: _Layout, draw: Draw, share: float | None) -> Tensor:
     """L2, algorithm 3: the length of the change in a second window, and what clipping left over, move to the first."""
-    x, best, low, high = (layout.view(side) for side in (state.x, state.best, state.low, state.high))
-    eps, unit = state.ball.eps, layout.unit
+    x, best, low, high = (layout.view(side) for side in (state.x, state.best, state.region.low, state.region.high))
+    eps, unit = state.region.ball.eps, layout.unit
     if share is None:
         change = layout.tiles(draw)
     else:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,23 +14,29 @@ from audit.model.wrapper import Model
 
 def look(model: Model, goal: Goal, point: Tensor, direction: float, kind: LossName) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss's gradient, the margins, and which samples are broken at `point`: one forward and one backward."""
-    hit = margins = torch.zeros(0)
+    gradient, _, output = observe(model, point, lambda logits: goal.loss(logits, direction, kind))
+    return gradient, goal.margin(output, direction), goal.broken(output)
 
-    def loss(output: Tensor) -> Tensor:
-        nonlocal hit, margins
-        hit, margins = goal.broken(output.detach()), goal.loss(output.detach(), direction, "margin")
-        return goal.loss(output, direction, kind)
 
-    gradient, _ = model.gradient(loss, point)
-    return gradient, margins, hit
+def observe(model: Model, point: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss's gradient, (n, …), its values, (n,), and the output: one forward and one backward."""
+    output = point
+
+    def seen(logits: Tensor) -> Tensor:
+        nonlocal output
+        output = logits.detach()
+        return loss(logits)
+
+    gradient, losses = model.gradient(seen, point)
+    return gradient, losses, output
 
 
 def step(point: Tensor, gradient: Tensor, region: Region, length: Tensor | float) -> Tensor:
     """Go a step up the gradient, by its sign (L∞) or its direction (other norms), and back into the region."""
     if region.ball.norm == "linf":
-        return region.project(point + gradient.sign() * length)
+        return region.follow(point + region.signs(gradient) * length)
     # In units of the radius the ball is round: the gradient is taken there, and the step brought back.
-    return region.project(point + unit_l2(gradient * region.ball.unit()) * length)
+    return region.follow(point + unit_l2(gradient * region.ball.unit()) * length)
 
 
 def largest_entry(gradient: Tensor) -> Tensor:

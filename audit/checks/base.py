@@ -73,6 +73,8 @@ class Task:
         ``quick``, ``standard``, ``thorough`` or ``exhaustive``.
     keep_samples
         False where no input may be written anywhere.
+    budget
+        Seconds that the whole run may take; None where there is no limit.
     """
 
     model: Model
@@ -82,6 +84,7 @@ class Task:
     confidence: float = 0.95
     profile: str = "standard"
     keep_samples: bool = True
+    budget: float | None = None
 
     def part(self, name: str) -> Part:
         """Return the ``test``, the ``reference`` or the ``anomalies`` part."""
@@ -148,6 +151,13 @@ class Stage:
     after
         Ids of the stages that must be complete first. Those not in the plan are left out. A pattern such as
         ``robustness.*`` waits for every stage that it fits, of whatever check, and goes on where one of them failed.
+    block
+        Samples a job; the runner's own number where None.
+    patience
+        Longest wall clock in seconds. Where it, or the run's budget, ends, what the finished jobs found is taken, and the
+        check goes on with that. None: the stage runs to its end, and a budget that ends before leaves the check unfinished.
+    last
+        Whether it runs once nothing else is left but what waits for it.
     whole
         Whether `job` is called once, on all samples that it runs on, and returns arrays of any shape: to fit a detector,
         say. Else it is called block by block.
@@ -166,6 +176,9 @@ class Stage:
     passes: float = 1.0
     holds_inputs: bool = False
     whole: bool = False
+    block: int | None = None
+    patience: float | None = None
+    last: bool = False
 
     def waits_for(self, other: str) -> bool:
         """Tell whether the stage with id `other` must be complete, or have failed, before this one starts."""
@@ -318,9 +331,10 @@ def repeatability_evidence(check_id: str, task: Task, found: Found) -> list[Evid
     twice, alone, batch = found["repeatability.twice"], found["repeatability.alone"], found["predictions.test"]
     outputs = batch.spread("values" if task.model.task == "regression" else "logits", len(task.data.test), np.nan)
     rounding = max(FLOAT32, float(torch.finfo(task.model.dtype).eps))
-    again = _compare(twice["first"], twice["second"], SAME_CALL, rounding)
-    shuffled = _compare(twice["shuffled"], outputs[twice.positions], OTHER_BATCH, rounding)
-    single = _compare(alone["alone"], outputs[alone.positions], OTHER_BATCH, rounding)
+    labels = task.model.task == "multilabel"
+    again = _compare(twice["first"], twice["second"], SAME_CALL, rounding, labels=labels)
+    shuffled = _compare(twice["shuffled"], outputs[twice.positions], OTHER_BATCH, rounding, labels=labels)
+    single = _compare(alone["alone"], outputs[alone.positions], OTHER_BATCH, rounding, labels=labels)
     refused = int(alone["refused"].sum())
     if refused:
         apart = f"the network cannot take one sample alone (tried on {len(alone.positions)}, failed on {refused})"
@@ -409,11 +423,12 @@ class _Agreement:
         return text if self.same_kind else f"{text}, and some are finite in one run only"
 
 
-def _compare(a: NDArray[Any], b: NDArray[Any], tolerance: float, rounding: float) -> _Agreement:
+def _compare(a: NDArray[Any], b: NDArray[Any], tolerance: float, rounding: float, *, labels: bool = False) -> _Agreement:
     """Compare two runs, each output with its own spread over the samples.
 
     One scale for all would let a masked class at −1e9, or one sample far out, hide any randomness in the others. The class
-    must agree, too, but where two classes tie within float rounding.
+    must agree, too, but where two classes tie within float rounding; or, where each output is a label's, all signs but those
+    of outputs that are 0 within it.
     """
     a, b = (np.asarray(v, dtype=np.float64).reshape(len(v), -1) for v in (a, b))
     same_kind = bool((np.isfinite(a) == np.isfinite(b)).all())
@@ -430,6 +445,9 @@ def _compare(a: NDArray[Any], b: NDArray[Any], tolerance: float, rounding: float
         return _Agreement(worst, 0, same_kind)
     rows, first, second = np.arange(len(a)), a.argmax(axis=1), b.argmax(axis=1)
     slack = spread + TIE_ULPS * size
+    if labels:
+        turned = ((a > 0) != (b > 0)) & (apart > slack)
+        return _Agreement(worst, int(turned.any(axis=1).sum()), same_kind)
     room = slack[rows, first] + slack[rows, second]
     margin = np.maximum(a[rows, first] - a[rows, second], b[rows, second] - b[rows, first])
     return _Agreement(worst, int((margin > room).sum()), same_kind)

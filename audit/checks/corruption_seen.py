@@ -16,6 +16,7 @@ from audit.checks.base import Found, Task
 from audit.corruptions import ColumnCorruption, Columns, Draws, ImageCorruption
 from audit.corruptions.intervals import bounded_mean
 from audit.corruptions.patch import Patch, patches
+from audit.model.outputs import label_sets, names_of
 from audit.result import Evidence, Metric, finite
 from audit.stats import Interval
 
@@ -62,7 +63,7 @@ def headline_severity(task: Task) -> int:
 
 def scans(task: Task) -> bool:
     """Tell whether a patch is looked for."""
-    return bool(task.options.patch and task.data.kind == "image" and task.model.task != "regression")
+    return bool(task.options.patch and task.data.kind == "image" and task.model.task == "classification")
 
 
 def chosen(task: Task) -> NDArray[np.int64]:
@@ -129,11 +130,15 @@ class Apply:
 
 
 def answers_of(task: Task, x: Tensor) -> Tensor:
-    """Return the predicted class of each sample, −1 where a logit is not finite; or the value of a regression network."""
+    """Return the predicted class of each sample, −1 where a logit is not finite; or the value of a regression network.
+
+    Of a multi-label network the set of labels counts as the class: the answer is right where all labels are.
+    """
     if task.model.task == "regression":
         return task.model.values(x).double()
     logits = task.model.logits(x)
-    return torch.where(torch.isfinite(logits).all(dim=1), logits.argmax(dim=1), NO_CLASS)
+    answers = label_sets(logits > 0) if task.model.task == "multilabel" else logits.argmax(dim=1)
+    return torch.where(torch.isfinite(logits).all(dim=1), answers, NO_CLASS)
 
 
 def patches_of(task: Task) -> list[Patch]:
@@ -171,8 +176,14 @@ def clean_answers(task: Task, found: Found) -> NDArray[Any]:
     if task.model.task == "regression":
         return clean["values"].astype(np.float64)
     logits = clean["logits"]
-    answers: NDArray[Any] = np.where(np.isfinite(logits).all(axis=1), logits.argmax(axis=1), NO_CLASS)
+    of = _sets(logits > 0) if task.model.task == "multilabel" else logits.argmax(axis=1)
+    answers: NDArray[Any] = np.where(np.isfinite(logits).all(axis=1), of, NO_CLASS)
     return answers
+
+
+def _sets(marks: NDArray[Any]) -> NDArray[np.int64]:
+    codes: NDArray[np.int64] = label_sets(torch.from_numpy(np.ascontiguousarray(marks))).numpy()
+    return codes
 
 
 # --- what was seen ----------------------------------------------------------------------------------------------------
@@ -196,7 +207,8 @@ class Seen:
         self.at = self.severities.index(headline_severity(task))
         self.positions = chosen(task)
         self.n = len(self.positions)
-        self.y = task.data.test.y[self.positions]
+        labels = task.data.test.y[self.positions]
+        self.y = _sets(labels) if task.model.task == "multilabel" else labels
         self.ids = task.data.test.ids[self.positions]
         self.regression = task.model.task == "regression"
         self.clean = clean_answers(task, found)[self.positions]
@@ -398,6 +410,8 @@ def label_of(task: Task, position: int) -> str:
     label = task.data.test.y[position]
     if task.model.task == "regression":
         return f"{float(label):.4g}"
+    if task.model.task == "multilabel":
+        return names_of(label, task.classes)
     k = int(label)
     return task.classes[k] if 0 <= k < len(task.classes) else str(k)
 

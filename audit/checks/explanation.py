@@ -32,7 +32,7 @@ from audit.checks.explanation_judged import judge, methods_sentence
 from audit.checks.explanation_shown import show_curves, show_samples, softmax
 from audit.errors import UsageError
 from audit.explain import Explainer, columns, faithfulness, get, sanity
-from audit.explain.base import OUTPUTS, Question
+from audit.explain.base import NOT_OF_LABELS, OUTPUTS, Question
 from audit.model.batching import is_out_of_memory
 from audit.result import CheckResult, slugs
 
@@ -189,6 +189,8 @@ class Explanation(Check):
 
     def not_applicable(self, task: Task) -> str | None:
         """Return why nothing can be explained, or None."""
+        if task.model.task == "multilabel":
+            return NOT_OF_LABELS
         if int(np.prod(task.data.test.x.shape[1:])) < 2:
             return "there is one input only, so that there is nothing to compare"
         plan = Plan(task)

@@ -103,6 +103,11 @@ class Fairness(Check):
             return "no sensitive attributes are known: name them with --sensitive COLUMN,COLUMN"
         if task.model.task == "regression":
             return "group fairness is measured for classification only; this network returns numbers"
+        if task.model.task == "multilabel":
+            return (
+                "group fairness is measured for one label at a time, and this network tells several: audit a module that "
+                "returns the logit of one of them, with that label as y"
+            )
         return None
 
     def preflight(self, task: Task) -> None:

@@ -35,6 +35,8 @@ from audit.checks.performance_measurement import (
     report_few,
     report_non_finite,
 )
+from audit.checks.performance_multilabel import METRICS as MULTILABEL_METRICS
+from audit.checks.performance_multilabel import conclude_multilabel
 from audit.checks.performance_regression import conclude_regression
 from audit.data.base import Part
 from audit.result import CheckResult, Evidence, Figure, Finding, Table, slugs
@@ -64,7 +66,8 @@ class Performance(Check):
     metrics = (
         MetricDoc(
             "performance.accuracy",
-            "Share of the test samples whose label is the predicted class (the largest logit). A sample whose logits are not "
+            "Share of the test samples whose label is the predicted class (the largest logit); of a multi-label network, share "
+            "of those whose labels are exactly the ones with a logit above 0 (subset accuracy). A sample whose logits are not "
             "finite counts as wrong.",
             "fraction",
             "0 to 1",
@@ -84,7 +87,8 @@ class Performance(Check):
         ),
         MetricDoc(
             "performance.<class>.recall",
-            "Share of the test samples of one class that are predicted as that class.",
+            "Share of the test samples of one class (of a multi-label network: with one label) that are predicted as that "
+            "class.",
             "fraction",
             "0 to 1",
             "Clopper–Pearson, one class at a time",
@@ -135,6 +139,7 @@ class Performance(Check):
             "Davison & Hinkley (1997), Bootstrap Methods and their Application, section 5.2.1",
             direction="lower",
         ),
+        *MULTILABEL_METRICS,
     )
 
     def stages(self, task: Task) -> list[Stage]:
@@ -155,8 +160,8 @@ class Performance(Check):
         answer.evidence += repeatability_evidence(self.id, task, found)
         judge_overlap(answer, task)
         judge_repeats(answer, task)
-        conclude = conclude_regression if name == "values" else _classification
-        text = conclude(answer, task, found, outputs)
+        conclude = {"regression": conclude_regression, "multilabel": conclude_multilabel}.get(task.model.task or "")
+        text = (conclude or _classification)(answer, task, found, outputs)
         answer.not_tested += [
             "data unlike the test part: other sources, later times, rarer cases",
             "whether the labels themselves are right: the network is compared with them as they are",

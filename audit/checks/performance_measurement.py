@@ -182,13 +182,15 @@ def judge_repeats(answer: Answer, task: Task) -> None:
     )
 
 
-Key = tuple[float, int]
+Label = float | tuple[float, ...]
+Key = tuple[Label, int]
 
 
 def _row_keys(part: Part) -> list[Key]:
     """Return the label and a hash of input and label of each sample; types are evened out so that 1 and 1.0 are the same."""
     x = np.ascontiguousarray(part.x.reshape(len(part), -1), dtype=np.float32)
-    return [(float(label), hash((row.tobytes(), float(label)))) for row, label in zip(x, part.y, strict=True)]
+    labels: list[Label] = [tuple(map(float, y)) if part.y.ndim == 2 else float(y) for y in part.y]
+    return [(label, hash((row.tobytes(), label))) for row, label in zip(x, labels, strict=True)]
 
 
 def _natural(seen: Counter[Key]) -> tuple[int, int]:
@@ -197,7 +199,7 @@ def _natural(seen: Counter[Key]) -> tuple[int, int]:
     A class whose rows all stand there an even number of times (or three, or more) was repeated as a whole: each row of it
     counts that much less.
     """
-    by_label: dict[float, list[int]] = {}
+    by_label: dict[Label, list[int]] = {}
     for (label, _), count in seen.items():
         by_label.setdefault(label, []).append(count)
     twins = total = 0

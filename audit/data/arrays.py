@@ -133,6 +133,11 @@ def label_codes(y: Any, classes: tuple[str, ...], source: str) -> Any:
     labels = as_array(y)
     if labels.dtype.kind in "fiub":
         return labels.astype(np.int64) if labels.dtype.kind == "b" else labels
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise DataError(
+            f"{source}: labels of shape {labels.shape} are text; where a sample may have several labels, save 1 for each that "
+            "it has and 0 for each that it has not, one column a label, and name the labels with --classes"
+        )
     texts = [str(value) for value in labels.reshape(-1)]
     if not classes:
         found = sorted(set(texts))

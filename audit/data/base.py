@@ -37,8 +37,9 @@ class Part:
     ----------
     x : array of shape (n, …)
         Inputs in the user's units, in the type that they were stored in.
-    y : array of shape (n,)
-        int64 where all labels are whole numbers, else float64; zeros for anomalies, whose labels mean nothing.
+    y : array of shape (n,), or (n, labels)
+        int64 where all labels are whole numbers, else float64; zeros for anomalies, whose labels mean nothing. Of shape
+        (n, labels) with 1 for each label that a sample has, else 0, for multi-label networks.
     ids : int64 array of shape (n,)
         Row number in the source: it stays with the sample through every draw and batch.
     sensitive : dict of str arrays of shape (n,)
@@ -79,7 +80,8 @@ class Dataset:
     x
         Inputs of shape (n, …): (n, columns) is a table, (n, channels, height, width) are images.
     y
-        Labels of shape (n,): classes as whole numbers from 0, or numbers for regression.
+        Labels of shape (n,): classes as whole numbers from 0, or numbers for regression; or of shape (n, labels), 0 or 1,
+        where a sample may have any number of labels.
     columns
         Names of a table's columns.
     sensitive
@@ -89,7 +91,7 @@ class Dataset:
     anomalies
         Inputs that are known to be none of what the network is for, of shape (m, …): the anomaly check alone sees them.
     classes
-        Names of the classes in the order of the network's outputs.
+        Names of the classes (or labels) in the order of the network's outputs.
     bounds
         Lowest and highest input value: two numbers, or two arrays that broadcast to one sample.
     """
@@ -139,6 +141,7 @@ class Dataset:
             )
         if reference_part is not None:
             check_units(test.x, reference_part.x, "the reference part")
+            check_labels(test.y, reference_part.y)
         values = {
             "test": test,
             "reference": reference_part,
@@ -281,10 +284,15 @@ def make_part(x: ArrayLike | Tensor, y: ArrayLike | Tensor, sensitive: Mapping[s
         raise DataError(f"{source}: x should hold values for each sample, got shape {inputs.shape}")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != (len(inputs),):
-        raise DataError(f"{source}: y should have shape ({len(inputs)},), one label a sample, got {labels.shape}")
+    if labels.shape[:1] != (len(inputs),) or labels.ndim > 2 or labels.size == 0:
+        raise DataError(
+            f"{source}: y should have shape ({len(inputs)},), one label a sample, or ({len(inputs)}, labels), 0 or 1 for each "
+            f"label that a sample may have, got {labels.shape}"
+        )
     _check_numbers(inputs, f"{source}: x")
     _check_numbers(labels, f"{source}: y")
+    if labels.ndim == 2:
+        _check_marks(labels, source)
     numbers = labels.astype(np.float64)
     whole = bool(np.all((numbers == np.round(numbers)) & (np.abs(numbers) < MOST_EXACT)))
     groups = {name: as_groups(as_array(values).reshape(-1), name, source) for name, values in sensitive.items()}
@@ -297,6 +305,36 @@ def make_part(x: ArrayLike | Tensor, y: ArrayLike | Tensor, sensitive: Mapping[s
         np.arange(len(inputs), dtype=np.int64),
         groups,
     )
+
+
+def _check_marks(labels: NDArray[Any], source: str) -> None:
+    odd = np.argwhere((labels != 0) & (labels != 1))
+    if len(odd):
+        row, column = odd[0]
+        raise DataError(
+            f"{source}: y of shape {labels.shape} should hold 1 for each label that a sample has and 0 for each that it has "
+            f"not, got {labels[row, column]:g} in row {row}, column {column}; where each sample has one class, save its number "
+            f"({len(labels)} of them), and where it has several numbers to predict, audit one at a time"
+        )
+
+
+def check_labels(y: NDArray[Any], other: NDArray[Any]) -> None:
+    """Refuse a reference part whose samples have another number of labels than the test part's.
+
+    Raises
+    ------
+    DataError
+        One has labels of shape (n,) and the other of (n, labels), or another number of them.
+    """
+    if y.shape[1:] != other.shape[1:]:
+        raise DataError(
+            f"the reference part should have labels like the test part, {_kind_of(y)}, got {_kind_of(other)}: save both in the "
+            "same way"
+        )
+
+
+def _kind_of(y: NDArray[Any]) -> str:
+    return f"0 or 1 for each of {y.shape[1]} labels" if y.ndim == 2 else "one a sample"
 
 
 def _anomalies(anomalies: Dataset | ArrayLike | Tensor, test: Part, source: str) -> Part:
@@ -370,8 +408,12 @@ def concatenate(batches: Sequence[tuple[Any, Any]]) -> tuple[NDArray[Any], NDArr
         raise DataError("the loader gave no batch: nothing to audit")
     return (
         np.concatenate([as_array(x) for x, _ in batches]),
-        np.concatenate([as_array(y).reshape(-1) for _, y in batches]),
+        np.concatenate([_one_row_each(as_array(y)) for _, y in batches]),
     )
+
+
+def _one_row_each(y: NDArray[Any]) -> NDArray[Any]:
+    return y if y.ndim == 2 and y.shape[1] > 1 else y.reshape(-1)
 
 
 Preprocess = Callable[[Any], ArrayLike]
@@ -478,7 +520,7 @@ def _stratified(part: Part, n: int, generator: np.random.Generator) -> NDArray[n
     groups = [np.unique(values, return_inverse=True)[1] for _, values in sorted(part.sensitive.items())]
     keys = [codes, *groups]
     if not 0 < classes <= n:
-        tenths = np.argsort(np.argsort(part.y, kind="stable"), kind="stable") * TENTHS // rows
+        tenths = np.argsort(np.argsort(_ordered(part.y), kind="stable"), kind="stable") * TENTHS // rows
         keys = [*groups, tenths]
     order = np.lexsort((generator.permutation(rows), *reversed(keys)))
     # Whole numbers: among the `rows` possible starts exactly n draw each row.
@@ -487,17 +529,27 @@ def _stratified(part: Part, n: int, generator: np.random.Generator) -> NDArray[n
 
 
 def _classes(y: NDArray[Any]) -> tuple[NDArray[np.int64], int]:
-    """Return a number for each sample's class, and how many classes there are; 0 of them where labels are no whole numbers."""
+    """Return a number for each sample's class, and how many classes there are; 0 of them where labels are no whole numbers.
+
+    Each set of labels that occurs counts as a class.
+    """
     if y.dtype.kind == "f":
         return np.zeros(len(y), dtype=np.int64), 0
-    names, codes = np.unique(y, return_inverse=True)
-    return codes.astype(np.int64), len(names)
+    names, codes = np.unique(y, return_inverse=True, axis=0)
+    return codes.reshape(-1).astype(np.int64), len(names)
+
+
+def _ordered(y: NDArray[Any]) -> NDArray[Any]:
+    """Return a number by which samples are put in order: their label, or how many labels they have."""
+    return y if y.ndim == 1 else y.sum(axis=1)
 
 
 def _missed(y: NDArray[Any], drawn: NDArray[Any]) -> list[str]:
     """Say which classes are missing from a draw, where labels are classes rather than numbers."""
     if y.dtype.kind == "f":
         return []
+    if y.ndim == 2:
+        return _missed_labels(y, drawn)
     names, counts = np.unique(y, return_counts=True)
     missed = ~np.isin(names, drawn)
     if not missed.any() or len(names) > len(drawn):
@@ -505,3 +557,13 @@ def _missed(y: NDArray[Any], drawn: NDArray[Any]) -> list[str]:
     few = ", ".join(str(name) for name in names[missed][:5]) + (", …" if missed.sum() > 5 else "")
     size = int(np.ceil(len(y) / counts[missed].min()))
     return [f"the {len(drawn):,} samples drawn hold none of class {few}: {size:,} or more hold one of each"]
+
+
+def _missed_labels(y: NDArray[Any], drawn: NDArray[Any]) -> list[str]:
+    """Say which labels no sample of a draw has."""
+    counts = y.sum(axis=0)
+    missed = np.flatnonzero((counts > 0) & (drawn.sum(axis=0) == 0))
+    if not len(missed):
+        return []
+    few = ", ".join(str(label) for label in missed[:5]) + (", …" if len(missed) > 5 else "")
+    return [f"of the {len(drawn):,} samples drawn none has label {few}, counted from 0: draw more"]

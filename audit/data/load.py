@@ -13,7 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from audit.data.base import Dataset, Part, Preprocess, Reading, Role, as_array, check_units, concatenate, replace_bounds
+from audit.data.base import (
+    Dataset,
+    Part,
+    Preprocess,
+    Reading,
+    Role,
+    as_array,
+    check_labels,
+    check_units,
+    concatenate,
+    replace_bounds,
+)
 from audit.errors import DataError, UsageError
 from audit.files import not_a_model_nor_data, read_file
 
@@ -53,7 +64,8 @@ def load(
         Rows of an ``.npz`` whose array ``anomaly`` is 1 count as anomalies, too, with ids behind those of `source`'s rows
         where there are both.
     target
-        Column that holds the label.
+        Column that holds the label; or several with commas between, each 1 in the rows that have one of the labels of a
+        multi-label network and 0 in the others.
     inputs
         Columns that go into the network, in this order; unstated, all but the target in the file's order, less sensitive
         columns that hold text.
@@ -220,6 +232,9 @@ def _from_pairs(source: Any) -> Dataset:
     shapes = sorted({as_array(x).shape for x, _ in pairs})
     if len(shapes) > 1:
         raise DataError(f"the dataset's samples should have one shape, got {shapes[0]} and {shapes[1]}")
+    lengths = sorted({as_array(y).size for _, y in pairs})
+    if len(lengths) > 1:
+        raise DataError(f"the dataset's samples should have labels of one shape, got {lengths[0]} and {lengths[1]} of them")
     return Dataset(np.stack([as_array(x) for x, _ in pairs]), np.asarray([_label(y) for _, y in pairs]), source="torch Dataset")
 
 
@@ -244,11 +259,16 @@ def _pair(item: Any) -> tuple[Any, Any]:
     return item[0], item[1]
 
 
-def _label(y: Any) -> float:
+def _label(y: Any) -> float | list[float]:
+    """Return a sample's label, or 0 and 1 for each label that it may have."""
     label = as_array(y)
-    if label.size != 1 or label.dtype.kind not in "fiub":
-        raise DataError(f"labels should be one number a sample, got {label.dtype} of shape {label.shape}")
-    return float(label.reshape(-1)[0])
+    if label.size == 0 or label.ndim > 1 or label.dtype.kind not in "fiub":
+        raise DataError(
+            "labels should be one number a sample, or 0 or 1 for each of several labels, got "
+            f"{label.dtype} of shape {label.shape}"
+        )
+    values = [float(value) for value in label.reshape(-1)]
+    return values if len(values) > 1 else values[0]
 
 
 def _shuffles(loader: Any) -> bool:
@@ -266,6 +286,7 @@ def _shuffles(loader: Any) -> bool:
 
 def _join(data: Dataset, part: Dataset) -> Dataset:
     _check_fits(data, part, "the reference part")
+    check_labels(data.test.y, part.test.y)
     joined = data._with(reference=part.test, reference_sha256=part.sha256)
     if part.anomalies is not None:
         joined = joined.with_notes(

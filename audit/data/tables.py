@@ -7,6 +7,7 @@ import gzip
 import io
 import warnings
 import zlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -106,7 +107,7 @@ def _stated_columns(names: list[str], reading: Reading | None) -> list[str] | No
     """Return the columns to read; None for all, also where one is missing, so that the error can list what there is."""
     if reading is None or not reading.inputs or reading.target is None or len(set(names)) < len(names):
         return None
-    wanted = {reading.target, *reading.inputs, *reading.sensitive, *([reading.marks] if reading.marks else [])}
+    wanted = {*targets(names, reading.target), *reading.inputs, *reading.sensitive, *([reading.marks] if reading.marks else [])}
     return [name for name in names if name in wanted] if wanted <= set(names) else None
 
 
@@ -173,7 +174,7 @@ def from_frame(frame: pd.DataFrame, reading: Reading, source: str, sha256: str, 
     _check_stated(frame, reading, source, role)
     if len(frame) == 0:
         raise DataError(f"{source} holds no rows: nothing to audit")
-    inputs = input_columns(frame, reading)
+    inputs, labels = input_columns(frame, reading), targets(frame.columns, reading.target)
     for name in inputs:
         _require(frame, name, "--inputs", source)
     if role == "anomalies":
@@ -192,7 +193,7 @@ def from_frame(frame: pd.DataFrame, reading: Reading, source: str, sha256: str, 
         y,
         columns=columns,
         sensitive={name: _without_gaps(frame[name]) for name in _groups(frame, reading, role)},
-        classes=reading.classes,
+        classes=reading.classes or (labels if len(labels) > 1 else ()),
         source=source,
         sha256=sha256 or _frame_sha256(frame),
         notes=_notes(frame, reading, inputs),
@@ -205,14 +206,19 @@ def _check_stated(frame: pd.DataFrame, reading: Reading, source: str, role: Role
     if role != "anomalies":
         if reading.target is None:
             raise UsageError(f"{source} is a table: say which column is the label with --target ({_listed(frame)})")
-        _require(frame, reading.target, "--target", source)
-    if reading.target is not None and reading.target in reading.inputs:
-        raise UsageError(f"--inputs names {reading.target!r}, which is the --target: the network would be given the answer")
+        for name in targets(frame.columns, reading.target):
+            _require(frame, name, "--target", source)
+    labels = targets(frame.columns, reading.target)
+    if len(set(labels)) < len(labels):
+        raise UsageError(f"--target names a column twice: {reading.target}; name each label's column once")
+    for name in labels:
+        if name in reading.inputs:
+            raise UsageError(f"--inputs names {name!r}, which is the --target: the network would be given the answer")
     for name in _groups(frame, reading, role):
         _require(frame, name, "--sensitive", source)
     if reading.marks is None:
         return
-    if reading.marks == reading.target or reading.marks in reading.inputs:
+    if reading.marks in labels or reading.marks in reading.inputs:
         raise UsageError(f"--anomalies names column {reading.marks!r}, which is the --target or one of the --inputs, too")
     if role == "test":
         _require(frame, reading.marks, "--anomalies", source)
@@ -230,11 +236,27 @@ def _marked(frame: pd.DataFrame, reading: Reading, source: str) -> NDArray[np.bo
 
 
 def _target(frame: pd.DataFrame, reading: Reading, marked: NDArray[np.bool_], source: str) -> Any:
-    column = frame[reading.target]
-    gaps = int(column[~marked].isna().sum())
-    if gaps:
-        raise DataError(f"{source}: column {reading.target!r} (the target) is missing in {gaps} rows; drop them")
-    return codes_of_unmarked(_labels(column), marked, reading.classes, source)
+    labels = targets(frame.columns, reading.target)
+    for name in labels:
+        gaps = int(frame[name][~marked].isna().sum())
+        if gaps:
+            raise DataError(f"{source}: column {name!r} (the target) is missing in {gaps} rows; drop them")
+        if len(labels) > 1 and not _is_numeric(frame[name]):
+            raise DataError(
+                f"{source}: column {name!r} holds text; of several --target columns each should hold 1 in the rows that have "
+                "the label and 0 in the others"
+            )
+    if len(labels) == 1:
+        return codes_of_unmarked(_labels(frame[labels[0]]), marked, reading.classes, source)
+    marks = np.stack([frame[name].to_numpy(dtype=np.float64, na_value=np.nan) for name in labels], axis=1)
+    return codes_of_unmarked(marks, marked, reading.classes, source)
+
+
+def targets(names: Iterable[Any], target: str | None) -> tuple[str, ...]:
+    """Return the columns that hold the labels: the one called `target`, else those that it names with commas between."""
+    if target is None or target in set(names):
+        return () if target is None else (target,)
+    return tuple(name.strip() for name in target.split(",") if name.strip()) or (target,)
 
 
 def input_columns(frame: pd.DataFrame, reading: Reading) -> list[str]:
@@ -245,7 +267,8 @@ def input_columns(frame: pd.DataFrame, reading: Reading) -> list[str]:
     """
     if reading.inputs:
         return list(reading.inputs)
-    columns = [name for name in frame.columns if name not in (reading.target, reading.marks)]
+    labels = targets(frame.columns, reading.target)
+    columns = [name for name in frame.columns if name not in (*labels, reading.marks)]
     if reading.preprocess is not None:
         return columns
     return [name for name in columns if name not in reading.sensitive or _is_numeric(frame[name])]
@@ -318,7 +341,8 @@ def _without_gaps(column: pd.Series[Any]) -> Any:
 
 
 def _notes(frame: pd.DataFrame, reading: Reading, inputs: list[str]) -> tuple[str, ...]:
-    left_out = [name for name in frame.columns if name not in (reading.target, reading.marks, *inputs)]
+    labels = targets(frame.columns, reading.target)
+    left_out = [name for name in frame.columns if name not in (*labels, reading.marks, *inputs)]
     notes = []
     if left_out and not reading.inputs:
         notes.append(f"sensitive columns that hold text are not inputs: {', '.join(left_out)}")

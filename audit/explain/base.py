@@ -29,6 +29,10 @@ Floats = NDArray[np.float64]
 OUTPUTS = ("logits", "probabilities")
 MOST_SEGMENTS = 64  # of an image, where a method has to ask the network about each of many subsets of the inputs
 INSTALL = "pip install captum lime shap"
+NOT_OF_LABELS = (
+    "explanations are of one answer, and this network gives one for each of several labels: audit a module that returns the "
+    "logit of one of them, with that label as y"
+)
 
 
 @dataclass(frozen=True)
@@ -372,6 +376,8 @@ def _grid(shape: tuple[int, ...], at_most: int | None) -> NDArray[np.int64]:
 def _targets(model: Model, x: Tensor, target: int | Tensor | ArrayLike | None) -> Tensor:
     if model.output is None or (model.task == "classification" and model.classes is None):
         model.resolve(x[: model.batch_size.current])
+    if model.task == "multilabel":
+        raise UsageError(NOT_OF_LABELS)
     if target is None:
         predicted = model.predict(x)
         return torch.zeros(len(x), dtype=torch.long, device=x.device) if model.task == "regression" else predicted

@@ -137,10 +137,10 @@ def method_named(method: str | type[Method]) -> type[Method]:
 def check_task(method: type[Method], model: Model) -> None:
     """Raise a UsageError where a way of hardening is not for networks of this task."""
     if model.task not in method.tasks:
-        raise UsageError(
-            f"{method.name} is for {' and '.join(method.tasks)}, but this is a {model.task} network: --method pgd "
-            "(adversarial training) trains it on the squared error"
-        )
+        way = "--method pgd (adversarial training) trains it on the squared error"
+        if model.task == "multilabel":
+            way = "no way of hardening is, so far"
+        raise UsageError(f"{method.name} is for {' and '.join(method.tasks)}, but this is a {model.task} network: {way}")
 
 
 def _labels_fit(model: Model, training: Dataset) -> None:
@@ -221,7 +221,7 @@ class _Loop:
         parts = [
             self.options.model_dump(),
             f"{type(self.method).__module__}.{type(self.method).__qualname__}",
-            [self.threat.norm, self.threat.eps, threat, scale, mutable],
+            [self.threat.norm, self.threat.eps, threat, scale, mutable, self.threat.constraints],
             [self.seed, self.data.test.sha256()],
             [str(self.given.module), weights_sha256(self.given.module), self.given.output, str(self.given.device)],
             [None if side is None else side.tolist() for side in (self.given.mean, self.given.std)],

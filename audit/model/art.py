@@ -53,6 +53,11 @@ def as_art(model: Model) -> Any:
         raise UsageError(f"as_art() needs ART: pip install 'adversarial-robustness-toolbox>=1.20' ({error})") from None
     if model.input_shape is None or model.output is None:
         raise UsageError("as_art() needs to know the input shape and what the network returns: call model.resolve(x, y) first")
+    if model.task == "multilabel":
+        raise UsageError(
+            "as_art() is for classifiers and regression networks: ART takes the largest of a network's outputs for its answer, "
+            "and a multi-label network has one for each label; give ART a module that returns one label's (0, logit)"
+        )
     clip = None
     if model.bounds is not None:
         clip = tuple(np.asarray(side, dtype=np.float32) for side in model.bounds)

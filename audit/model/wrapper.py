@@ -20,12 +20,23 @@ from torch import Tensor, nn
 from audit.budget import check_deadline
 from audit.errors import AuditError, ModelError, UsageError
 from audit.model.batching import BatchSize, in_batches, is_out_of_memory
-from audit.model.outputs import OUTPUTS, Before, Output, call_undoing, checked_output, tell_output, to_logits
+from audit.model.outputs import (
+    OUTPUTS,
+    PROBABILITIES,
+    Before,
+    Output,
+    call_undoing,
+    checked_output,
+    refuse_softmax,
+    task_of,
+    tell_output,
+    to_logits,
+)
 
 if TYPE_CHECKING:
     import os
 
-TASKS = ("classification", "regression")
+TASKS = ("classification", "multilabel", "regression")
 
 
 @dataclass(frozen=True)
@@ -47,12 +58,14 @@ class Model:
     module
         The network: takes a float tensor of shape (n, …), returns (n, classes) or (n,).
     task
-        ``classification`` or ``regression``; told from outputs and labels where None.
+        ``classification``, ``multilabel`` (any number of labels a sample, each with an output of its own) or
+        ``regression``; told from outputs and labels where None.
     classes
         Number of classes, or their names in the order of the network's outputs.
     output
-        What the last layer returns: ``logits``, ``probabilities``, ``binary_logit``, ``binary_probability`` or
-        ``regression``; told from the outputs where None. Probabilities are brought back to logits.
+        What the last layer returns: ``logits``, ``probabilities``, ``binary_logit``, ``binary_probability``,
+        ``multilabel_logits``, ``multilabel_probabilities`` or ``regression``; told from the outputs where None.
+        Probabilities are brought back to logits.
     bounds
         Lowest and highest input value, two numbers or two arrays that broadcast to one sample.
     mean, std
@@ -84,8 +97,11 @@ class Model:
             raise UsageError(f"task must be one of {', '.join(TASKS)}, got {task!r}")
         if output not in (None, *OUTPUTS):
             raise UsageError(f"output must be one of {', '.join(OUTPUTS)}, got {output!r}")
-        if output is not None and task is not None and (output == "regression") != (task == "regression"):
-            raise UsageError(f"task {task!r} and output {output!r} contradict each other: give one of them")
+        if output is not None and task is not None and task_of(output) != task:
+            fitting = ", ".join(kind for kind in OUTPUTS if task_of(kind) == task)
+            raise UsageError(
+                f"task {task!r} and output {output!r} contradict each other: give one of them (of this task: {fitting})"
+            )
         self.module = module
         self.output: Output | None = "regression" if task == "regression" else output  # type: ignore[assignment]
         self._task = task
@@ -122,10 +138,10 @@ class Model:
 
     @property
     def task(self) -> str | None:
-        """``classification``, ``regression``, or None while neither was said nor told."""
+        """``classification``, ``multilabel``, ``regression``, or None while none was said nor told."""
         if self._task is not None or self.output is None:
             return self._task
-        return "regression" if self.output == "regression" else "classification"
+        return task_of(self.output)
 
     @property
     def origin(self) -> Origin:
@@ -212,12 +228,13 @@ class Model:
     def logits(self, x: Tensor) -> Tensor:
         """Return logits of shape (n, classes); differentiable in `x`; counts n forwards.
 
-        A single logit z counts as the pair (0, z); a softmax or sigmoid at the network's end is undone.
+        A single logit z counts as the pair (0, z); a softmax or sigmoid at the network's end is undone. Of a multi-label
+        network each label has one logit, above 0 where the network says that it is present.
         """
         output = self._known_output(x)
         if output == "regression":
             raise ModelError("a regression network has no logits; use values()")
-        raw, before = self._forward(x, undo=output in ("probabilities", "binary_probability"))
+        raw, before = self._forward(x, undo=output in PROBABILITIES)
         return to_logits(raw, before, output).to(x.dtype)
 
     def values(self, x: Tensor) -> Tensor:
@@ -231,11 +248,21 @@ class Model:
         return raw.reshape(len(x)).to(x.dtype)
 
     def predict(self, x: Tensor | NDArray[Any]) -> Tensor:
-        """Return the predicted class of each sample (int64), or the value of a regression network; shape (n,)."""
+        """Return what the network answers to each sample.
+
+        Returns
+        -------
+        Tensor
+            The predicted class (int64), or the value of a regression network, of shape (n,); of a multi-label network 1 for
+            each label whose logit is above 0, else 0 (int64), of shape (n, labels).
+        """
         x = self.to_input(x)
 
         def forward(batch: Tensor) -> tuple[Tensor, ...]:
-            return (self.values(batch),) if self.task == "regression" else (self.logits(batch).argmax(dim=1),)
+            if self.task == "regression":
+                return (self.values(batch),)
+            logits = self.logits(batch)
+            return ((logits > 0).long() if self.task == "multilabel" else logits.argmax(dim=1),)
 
         with self.session(), torch.no_grad():
             self._known_output(x[: self.batch_size.current])
@@ -272,9 +299,16 @@ class Model:
         Raises
         ------
         ModelError, UsageError
-            The network cannot take the input, or what it returns cannot be told apart.
+            The network cannot take the input, or what it returns cannot be told apart, or labels are of another task.
         """
         binary = None if y is None else bool(np.isin(y, (0, 1)).all())
+        if y is not None and y.ndim == 2:
+            self._expect_labels(y)
+        elif y is not None and self.task == "multilabel":
+            raise UsageError(
+                f"a multi-label network needs labels of shape (samples, labels), 0 or 1 each; got shape {y.shape}: "
+                "save one column a label, or say --task classification"
+            )
         if self._task is None and self.output is None and y is not None and not _are_whole(y):
             self._task = "regression"
         with self.session(), torch.no_grad():
@@ -311,6 +345,22 @@ class Model:
             self.forwards += len(x)
             return out
 
+    def _expect_labels(self, y: NDArray[Any]) -> None:
+        """Take labels of shape (n, labels) for those of a multi-label network, where nothing says otherwise."""
+        one_each = bool((y.sum(axis=1) == 1).all())
+        if self.task not in (None, "multilabel"):
+            hint = "y.argmax(axis=1) gives the classes" if one_each else "say --task multilabel"
+            raise UsageError(
+                f"labels of shape {y.shape} name several labels a sample, but this is a {self.task} network with output "
+                f"{self.output!r}: {hint}; of a multi-label network say --output multilabel_logits or multilabel_probabilities"
+            )
+        if self.task is None and one_each:
+            raise UsageError(
+                f"labels of shape {y.shape} have exactly one 1 in each row, as one-hot coded classes do: save the classes as "
+                "numbers (y.argmax(axis=1)), or say --task multilabel where a sample may have several labels, or none"
+            )
+        self._task = "multilabel"
+
     def _known_output(self, x: Tensor) -> Output:
         if self.output is None:
             with self.session(), torch.no_grad():
@@ -328,6 +378,11 @@ class Model:
         if self.output == "regression":
             return
         width = 1 if raw.ndim == 1 else raw.shape[1]
+        if self.task == "multilabel" and width == 1:
+            raise ModelError(
+                f"a multi-label network should return at least 2 numbers a sample, one a label, got shape {tuple(raw.shape)}; "
+                "a network with one label is a binary classifier: --output binary_logit or binary_probability"
+            )
         if (width == 1) != self.output.startswith("binary"):
             raise ModelError(
                 f"a classifier should return at least 2 classes, or one number with --output binary_logit or "
@@ -336,7 +391,8 @@ class Model:
         self._check_undo(raw, before)
         width = max(2, width)
         if self.classes not in (None, width):
-            raise ModelError(f"the network has {width} outputs, but {self.classes} classes were stated: fit --classes to it")
+            what = "labels" if self.task == "multilabel" else "classes"
+            raise ModelError(f"the network has {width} outputs, but {self.classes} {what} were stated: fit --classes to it")
         self.classes = width
 
     def _try(self, x: Tensor) -> tuple[Tensor, Before | None]:
@@ -355,8 +411,10 @@ class Model:
 
     def _check_undo(self, raw: Tensor, before: Before | None) -> None:
         """Say what was undone; refuse where values show that something came after the activation, or that it is none."""
-        if self.output not in ("probabilities", "binary_probability"):
+        if self.output not in PROBABILITIES:
             return
+        if self.output == "multilabel_probabilities":
+            refuse_softmax(before)
         finite = torch.isfinite(raw)
         if before is not None:
             if torch.allclose(before.again()[finite], raw[finite], atol=1e-5):
@@ -370,7 +428,7 @@ class Model:
             low, high = float(raw[finite].min()), float(raw[finite].max())
             raise ModelError(
                 f"probabilities should lie between 0 and 1, but the network returns {low:g} to {high:g}: "
-                f"say --output {'logits' if self.output == 'probabilities' else 'binary_logit'}"
+                f"say --output {_LOGITS_OF[self.output]}"
             )
         self._note(
             "the network returns probabilities and its last softmax or sigmoid is out of reach: audited on their logarithms, "
@@ -380,6 +438,13 @@ class Model:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+_LOGITS_OF: dict[str, str] = {
+    "probabilities": "logits",
+    "binary_probability": "binary_logit",
+    "multilabel_probabilities": "multilabel_logits",
+}
 
 
 class _State:

@@ -23,11 +23,12 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import PathPatch
 from matplotlib.path import Path as Outline
-from matplotlib.ticker import FixedLocator, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from matplotlib.transforms import Affine2D, Transform
 
 from audit.report.figures import (
     Bars,
+    Bracket,
     Curve,
     Histogram,
     HistogramGroup,
@@ -43,7 +44,7 @@ from audit.report.figures import (
     SmallMultiples,
     finite_values,
 )
-from audit.report.text import clip, count, number, signed, width
+from audit.report.text import clip, count, interval, number, signed, width
 
 INK, MUTED, RULE, ACCENT, WARM, BAR = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
 PLUS, MINUS = "#070707", "#080808"
@@ -63,6 +64,7 @@ _DASHES: list[Any] = ["-", (0, (5, 2)), (0, (2, 1.5)), (0, (7, 2, 1.5, 2)), (0, 
 _MARKERS = ["o", "s", "^", "D", "v", "P"]
 
 MAX_BARS, MAX_CLASSES, MAX_POINTS, MAX_SERIES, MAX_FAINT, MAX_PANELS = 60, 100, 2000, 12, 100, 24
+MOST_STEPS = 32  # of the other unit of an axis, for its ticks to stand at whole ones
 _WIDE, _HALF, _ROW, _CHARACTER = 720, 512, 24, 6.6
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -116,6 +118,8 @@ def is_wide(shape: Shape | None) -> bool:
     """Return whether the chart takes the whole width of the page: long labels, many classes, a grid."""
     if isinstance(shape, Bars | Paired):
         return max(map(width, shape.labels), default=0.0) > 18
+    if isinstance(shape, Bracket):
+        return True
     if isinstance(shape, SmallMultiples):
         return len(shape.panels) > 2
     return isinstance(shape, Matrix) and len(shape.columns) > 20
@@ -160,6 +164,7 @@ _SENTENCES: dict[type[Shape], Callable[[Any], str]] = {
     Matrix: lambda s: f"Matrix of {len(s.row_names)} rows ({s.ylabel}) and {len(s.columns)} columns ({s.xlabel}).",
     Reliability: lambda s: f"Accuracy against confidence in {len(s.n)} bins, {count(sum(s.n))} samples.",
     Curve: _describe_lines,
+    Bracket: lambda s: s.sentence(),
     SmallMultiples: lambda s: (
         f"{len(s.panels)} small charts of {s.ylabel} over {s.xlabel}: "
         f"{', '.join(clip(panel.title, 40) for panel in s.panels[:MAX_PANELS])}."
@@ -518,18 +523,37 @@ def _curve(shape: Curve) -> Canvas | None:
     columns, legend_rows = _legend_size(names)
     room = 20 if shape.marks else 0
     top = 12 + 20 * legend_rows + room
-    canvas, axes = _axes(_HALF, top + _CURVE_HEIGHT + 52, 64, top, 24, 52)
+    bottom = 52 if shape.second_scale is None else 68
+    canvas, axes = _axes(_HALF, top + _CURVE_HEIGHT + bottom, 64, top, 24, bottom)
     _lines(axes, faint, named)
     xs, ys = _extent((*named, *faint))
     xs += finite_values([shape.xmin, shape.xmax])
     axes.set_xlim(*((min(xs), max(xs)) if min(xs) < max(xs) else _padded(xs)))
-    axes.set_ylim(*_padded(ys))
+    low, high = _padded(finite_values(ys, [shape.ymin, shape.ymax]))
+    axes.set_ylim(low if shape.ymin is None else shape.ymin, high if shape.ymax is None else shape.ymax)
     _plane(axes, shape.xlabel, shape.ylabel)
     if shape.whole:
         axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+    if shape.second_scale is not None:
+        axes.xaxis.set_major_locator(_locator(axes.get_xlim(), shape.second_scale))
+        axes.xaxis.set_major_formatter(FuncFormatter(_two_scales(shape.second_scale, shape.second_unit)))
     _marks(axes, shape.marks)
     _legend(axes, names, columns, above=room)
     return canvas
+
+
+def _locator(limits: tuple[float, float], times: float) -> FixedLocator | MaxNLocator:
+    """Return where ticks stand: at round values of the axis, or of the other unit where there are few of these."""
+    low, high = limits[0] * times, limits[1] * times
+    if not 0 < high - low <= MOST_STEPS:
+        return MaxNLocator(7)
+    return FixedLocator([t / times for t in MaxNLocator(7, integer=True).tick_values(low, high) if low <= t <= high])
+
+
+def _two_scales(times: float, unit: str) -> Callable[[float, Any], str]:
+    """Return how to write a tick: its value, and below it the value in another unit."""
+    short = clip(unit, 8)
+    return lambda value, _: f"{value:.3g}\n{value * times:.3g}{short}"
 
 
 def _marks(axes: Axes, marks: Sequence[Mark]) -> None:
@@ -539,7 +563,14 @@ def _marks(axes: Axes, marks: Sequence[Mark]) -> None:
     for mark in inside:
         axes.axvline(mark.x, color=WARM, linewidth=1, linestyle=(0, (2, 3)), clip_on=False)
         if len(inside) <= 5:  # the words of more would run into each other
-            axes.annotate(clip(mark.label, 14), (mark.x, 1), xytext=(0, 8), ha="center", color=WARM, **place)
+            alone = len(inside) == 1
+            side = _side((mark.x - low) / (high - low)) if alone else "center"
+            axes.annotate(clip(mark.label, 34 if alone else 14), (mark.x, 1), xytext=(0, 8), ha=side, color=WARM, **place)
+
+
+def _side(share: float) -> str:
+    """Return how a word over an axis is aligned to its place there, so that it does not reach beyond the chart."""
+    return "left" if share < 0.25 else "right" if share > 0.75 else "center"
 
 
 def _plane(axes: Axes, xlabel: str, ylabel: str) -> None:
@@ -570,8 +601,11 @@ def _look(index: int) -> dict[str, Any]:
 
 def _line(axes: Axes, line: Series, index: int, **changes: Any) -> None:
     look = {**_look(index), **changes}
+    if line.step:
+        look |= {"drawstyle": f"steps-{line.step}"}
     if line.low and line.high:
-        axes.fill_between(line.x, _gaps(line.low), _gaps(line.high), color=look["color"], alpha=0.16, linewidth=0)
+        band: dict[str, Any] = {"color": look["color"], "alpha": 0.16, "linewidth": 0, "step": line.step}
+        axes.fill_between(line.x, _gaps(line.low), _gaps(line.high), **band)
         if len(line.x) == 1:  # a band over a single point has no width
             axes.plot([line.x[0]] * 2, _gaps([*line.low, *line.high]), color=look["color"], linewidth=1.6, clip_on=False)
     axes.plot(line.x, _gaps(line.y), markevery=max(1, len(line.x) // 24), **look)
@@ -594,6 +628,79 @@ def _legend(axes: Axes, names: Sequence[str], columns: int, *, above: float = 0)
         x, y = 0.5 * (index % columns), 1 + (14 + above + 20 * (rows - 1 - index // columns)) / _CURVE_HEIGHT
         axes.plot([x, x + 0.025, x + 0.05], [y] * 3, transform=axes.transAxes, markevery=[1], **_look(index))
         axes.text(x + 0.062, y, clip(name, 50), va="center", transform=axes.transAxes)
+
+
+# --- bracket -------------------------------------------------------------------------------------------------------------
+
+
+# Filling and strength differ with the colour, and each part has its word: none is told by colour alone.
+_PARTS: dict[str, tuple[str, float]] = {
+    "certified": (ACCENT, 0.85),
+    "undecided": (ACCENT, 0.3),
+    "unbroken, not proven": (ACCENT, 0.3),
+    "broken": (WARM, 0.45),
+    "wrong unattacked": (WARM, 0.95),
+}
+_BRACKET_ROW = 46
+
+
+def _bracket(shape: Bracket) -> Canvas:
+    left, right, top, bottom = 140.0, 158.0, 12.0, 48 + 26.0
+    rows = 3 if shape.certified is not None else 2
+    canvas, axes = _axes(_WIDE, top + _BRACKET_ROW * rows + bottom, left, top, right, bottom)
+    axes.grid(visible=False, axis="y")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    axes.set_xlabel(clip(shape.xlabel, 60), labelpad=8)
+    bar = rows - 2
+    _bracket_bar(axes, shape, bar, _WIDE - left - right)
+    names = ["all samples", "under attack: at most"]
+    if shape.certified is not None:
+        names.insert(0, "certified: at least")
+        ends = shape.certified_low, shape.certified_high
+        _bound(axes, shape.certified / shape.total, *ends, ACCENT, row=bar - 1, bar=bar)
+    _bound(axes, shape.attacked, shape.attacked_low, shape.attacked_high, WARM, row=bar + 1, bar=bar)
+    axes.set_yticks(range(rows), names)
+    _bracket_legend(axes, shape, left)
+    return canvas
+
+
+def _bracket_bar(axes: Axes, shape: Bracket, row: int, wide: float) -> None:
+    start = 0.0
+    for name, size in shape.segments():
+        share, (color, strength) = size / shape.total, _PARTS[name]
+        if size:
+            axes.barh(row, share, left=start, height=0.6, color=color, alpha=strength, linewidth=0, clip_on=False)
+            axes.plot([start + share] * 2, [row - 0.3, row + 0.3], color=INK, linewidth=1, clip_on=False)
+            if share * wide > 6 + 0.9 * _CHARACTER * width(name):
+                place: dict[str, Any] = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
+                axes.annotate(name, (start + share / 2, row - 0.3), xytext=(0, 2), color=MUTED, fontsize=10.5, **place)
+        start += share
+
+
+def _bound(axes: Axes, value: float, low: float | None, high: float | None, color: str, *, row: int, bar: int) -> None:
+    """Draw one bound with its interval, joined to the place in the bar where it stands."""
+    axes.plot([value, value], [row, bar], color=color, linewidth=1.2, linestyle=(0, (3, 2)), clip_on=False)
+    if low is not None and high is not None:
+        axes.plot([low, high], [row, row], color=color, linewidth=1.6, clip_on=False)
+        for end in (low, high):
+            axes.plot([end, end], [row - 0.1, row + 0.1], color=color, linewidth=1.6, clip_on=False)
+    axes.plot([value], [row], "o", color=color, markersize=8, clip_on=False)
+    place: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "va": "center"}
+    axes.annotate(number(value, "fraction"), (1, row), xytext=(56, 0), ha="right", **place)
+    axes.annotate(interval(low, high, "fraction"), (1, row), xytext=(64, 0), ha="left", color=MUTED, fontsize=10.5, **place)
+
+
+def _bracket_legend(axes: Axes, shape: Bracket, left: float) -> None:
+    """Write what the parts of the bar are, in their order, with counts and shares."""
+    x, y = -(left - 12), -(48 + 14)
+    for name, size in shape.segments():
+        color, strength = _PARTS[name]
+        words = f"{name}: {count(size)}"
+        axes.plot([x], [y], "s", color=color, alpha=strength, markersize=11, clip_on=False, transform=_points(axes))
+        axes.annotate(words, (0, 0), xytext=(x + 12, y), xycoords="axes points", textcoords="offset points", va="center")
+        x += 40 + _CHARACTER * width(words)
 
 
 # --- small multiples -----------------------------------------------------------------------------------------------------
@@ -706,8 +813,7 @@ def _threshold(axes: Axes, shape: Histogram) -> None:
         return
     axes.axvline(shape.threshold, color=INK, linewidth=1.6, linestyle=(0, (4, 3)), clip_on=False)
     low, high = axes.get_xlim()
-    share = (shape.threshold - low) / (high - low)
-    side = "left" if share < 0.25 else "right" if share > 0.75 else "center"
+    side = _side((shape.threshold - low) / (high - low))
     name = f"{clip(shape.threshold_label, 40)} {number(shape.threshold)}"
     axes.annotate(
         name, (shape.threshold, 1), xycoords=("data", "axes fraction"), xytext=(0, 9), textcoords="offset points", ha=side
@@ -744,6 +850,7 @@ _PAINTERS: dict[type[Shape], Callable[[Any], Canvas | None]] = {
     Matrix: _matrix,
     Reliability: _reliability,
     Curve: _curve,
+    Bracket: _bracket,
     SmallMultiples: _small_multiples,
     Paired: _paired,
     Histogram: _histogram,

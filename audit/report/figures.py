@@ -6,17 +6,19 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from audit.report.text import cell
+from audit.report.text import cell, interval, number, percent
 from audit.result import Figure
 
 # Charts draw coordinates as float32 would: beyond this an axis has no ticks that a person could read.
 Value = Annotated[float, Field(allow_inf_nan=False, ge=-1e30, le=1e30)]
 Values = list[Value | None]
 Text = Annotated[str, Field(coerce_numbers_to_str=True)]
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Bars(Shape):
     reference: Value | None = None
     reference_label: Text = "reference"
     signed: bool = False
+    note: Text = ""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -137,7 +140,10 @@ class Reliability(Shape):
 
 
 class Series(Shape):
-    """One line of a curve, with its band where there is one; a `faint` line is one of many, such as that of one sample."""
+    """One line of a curve, with its band where there is one; a `faint` line is one of many, such as that of one sample.
+
+    A line with a `step` goes straight on from each point to the next ("post"), or to it from the one before ("pre").
+    """
 
     name: Text = ""
     x: list[Value]
@@ -145,6 +151,7 @@ class Series(Shape):
     low: Values | None = None
     high: Values | None = None
     faint: bool = False
+    step: Literal["pre", "post"] | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -170,7 +177,8 @@ class Mark(Shape):
 class Curve(Shape):
     """Kind "curve": one or more lines over a common axis, and marks on it; `whole` where that axis counts something.
 
-    The axis runs over the points, or from `xmin` to `xmax` where these are given.
+    The axes run over the points, or from `xmin` to `xmax` and `ymin` to `ymax` where these are given. Where there is a second
+    scale, each tick shows its value times that as well, with its unit.
     """
 
     series: list[Series]
@@ -180,6 +188,11 @@ class Curve(Shape):
     whole: bool = False
     xmin: Value | None = None
     xmax: Value | None = None
+    ymin: Value | None = None
+    ymax: Value | None = None
+    second_scale: Value | None = None
+    second_unit: Text = ""
+    note: Text = ""
 
     def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
         """One row a point of the lines that have a name; the faint ones are counted."""
@@ -193,6 +206,80 @@ class Curve(Shape):
         for mark in self.marks:
             body.append([mark.label, mark.x, *([None] * (len(columns) - 2))])
         return columns, body
+
+
+class Bracket(Shape):
+    """Kind "bracket": how many samples are certified, undecided, broken and wrong, with the two bounds on the truth.
+
+    `certified` is None where there is no certificate: then the truth is bounded from above alone. The ends of the intervals
+    of both bounds are shares of all samples.
+    """
+
+    certified: Count | None = None
+    undecided: Count
+    broken: Count
+    wrong: Count
+    certified_low: Share | None = None
+    certified_high: Share | None = None
+    attacked_low: Share | None = None
+    attacked_high: Share | None = None
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+    xlabel: Text = "share of samples"
+    note: Text = ""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.total == 0:
+            raise ValueError("a bracket needs at least one sample")
+        return self
+
+    @property
+    def total(self) -> int:
+        """All samples."""
+        return (self.certified or 0) + self.undecided + self.broken + self.wrong
+
+    @property
+    def attacked(self) -> float:
+        """Share that no attack broke: the truth on these samples is at most this."""
+        return 1 - (self.broken + self.wrong) / self.total
+
+    def segments(self) -> list[tuple[str, int]]:
+        """Return names and counts in the order in which they stand in the bar."""
+        if self.certified is None:
+            return [("unbroken, not proven", self.undecided), ("broken", self.broken), ("wrong unattacked", self.wrong)]
+        return [
+            ("certified", self.certified),
+            ("undecided", self.undecided),
+            ("broken", self.broken),
+            ("wrong unattacked", self.wrong),
+        ]
+
+    def sentence(self) -> str:
+        """Return what the bar says, for those who do not see it."""
+        level = percent(self.confidence)
+        above = _stated(self.attacked, self.attacked_low, self.attacked_high)
+        parts = ", ".join(f"{size:,} {name}" for name, size in self.segments())
+        if self.certified is None:
+            said = f"The truth is at most {above}, what no attack broke; no certificate bounds it from below."
+        else:
+            below = _stated(self.certified / self.total, self.certified_low, self.certified_high)
+            said = f"Certified {below} ≤ the truth ≤ {above}, what no attack broke."
+        return f"{said} Of {self.total:,} samples: {parts}; intervals at {level}."
+
+    def rows(self) -> tuple[list[str], list[list[JsonValue]]]:
+        """One row a segment, then the two bounds."""
+        body: list[list[JsonValue]] = [[name, size, size / self.total, None, None] for name, size in self.segments()]
+        if self.certified is not None:
+            share = self.certified / self.total
+            body.append(["the truth is at least", self.certified, share, self.certified_low, self.certified_high])
+        standing = self.total - self.broken - self.wrong
+        body.append(["the truth is at most", standing, self.attacked, self.attacked_low, self.attacked_high])
+        return ["samples that are", "samples", "share", "low", "high"], body
+
+
+def _stated(share: float, low: float | None, high: float | None) -> str:
+    ends = "" if low is None and high is None else f" {interval(low, high, 'fraction')}"
+    return number(share, "fraction") + ends
 
 
 class Panel(Shape):
@@ -385,6 +472,7 @@ _SHAPES: dict[str, type[Shape]] = {
     "matrix": Matrix,
     "reliability": Reliability,
     "curve": Curve,
+    "bracket": Bracket,
     "histogram": Histogram,
     "paired": Paired,
     "small_multiples": SmallMultiples,

@@ -28,6 +28,7 @@ from audit.report.figures import (
     shown_table,
 )
 from audit.report.pictures import address, decode, shrink
+from audit.report.words import plain_words
 from audit.result import CheckResult, Evidence, Figure, Metric, Result, Table
 
 T = TypeVar("T")
@@ -227,6 +228,8 @@ def _environment(folder: Path, measure: Measure) -> Environment:
     environment.filters["prose"] = lambda value, limit=measure.characters: _prose(value, min(limit, measure.characters))
     environment.filters["command"] = lambda value: _options(text.clip(value, measure.characters))
     environment.filters["breakable"] = _breakable
+    environment.filters["plain_words"] = plain_words
+    environment.filters["first_upper"] = lambda words: words[:1].upper() + words[1:]
     environment.filters["clip"] = text.clip
     environment.filters["cell"] = text.cell
     environment.filters["count"] = text.count
@@ -341,20 +344,27 @@ def _figure(figure: Figure, anchor: str, measure: Measure, pictures: _Pictures |
 
 
 def _chart_note(figure: Figure, shape: Shape | None, svg: str | None) -> str:
-    from audit.report import charts
-
     if svg is None:
         return f"No drawing for these data of kind {text.clip(figure.kind, 40)!r}: the table holds them."
+    said = [str(getattr(shape, "note", "")), *_drawn_notes(shape)]
+    return " ".join(note for note in said if note)
+
+
+def _drawn_notes(shape: Shape | None) -> Iterator[str]:
+    """Say what of the data the chart leaves out."""
+    from audit.report import charts
+
     labels = len(getattr(shape, "labels", []))
     if labels > charts.MAX_BARS:
-        return f"The first {charts.MAX_BARS} of {labels:,} are drawn: the table holds more."
+        yield f"The first {charts.MAX_BARS} of {labels:,} are drawn: the table holds more."
     points = len(getattr(shape, "x", []))
     if points > charts.MAX_POINTS:
-        return f"The first {charts.MAX_POINTS:,} of {points:,} points are drawn."
+        yield f"The first {charts.MAX_POINTS:,} of {points:,} points are drawn."
     panels = len(getattr(shape, "panels", []))
     if panels > charts.MAX_PANELS:
-        return f"The first {charts.MAX_PANELS} of {panels} small charts are drawn."
-    return " ".join(_line_notes(shape)) if isinstance(shape, Curve | Histogram) else ""
+        yield f"The first {charts.MAX_PANELS} of {panels} small charts are drawn."
+    if isinstance(shape, Curve | Histogram):
+        yield from _line_notes(shape)
 
 
 def _line_notes(shape: Curve | Histogram) -> Iterator[str]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from audit.report import view
+from audit.report import figures, view
 from audit.report.diff import markdown_lines
 from audit.report.text import count, markdown, markdown_id
 from audit.result import Result
 
 MAX_ROWS = 40
 MAX_GAPS = 8
+MAX_BRACKETS = 4  # one a norm
 MAX_NOTES = 3  # how samples are laid out, a batch set free
 
 
@@ -26,6 +27,7 @@ def render(result: Result) -> str:
         *(markdown(sentence, 300) for sentence in (*view.trust(result), *result.model.notes[:MAX_NOTES])),
         "## Scorecard",
         "\n".join(_scorecard(result)),
+        *_brackets(result),
         *(["## Changes since the baseline", *markdown_lines(result.comparison)] if result.comparison else []),
         "## The worst findings",
         "\n".join(_findings(result)),
@@ -53,6 +55,15 @@ def _rows(result: Result) -> Iterable[str]:
                 yield _row(*figures, words, limit.margin, f"**{view.STATUSES[limit.status]}**")
             if not score.limits:
                 yield _row(*figures, "–", "–", view.STATUSES[score.status])
+
+
+def _brackets(result: Result) -> Iterable[str]:
+    """Say between what bounds the truth lies, where a check found both."""
+    drawn = [(check.id, figure) for check in result.checks for figure in check.figures if figure.kind == "bracket"]
+    for check_id, figure in drawn[:MAX_BRACKETS]:
+        shape = figures.read(figure)
+        if isinstance(shape, figures.Bracket):
+            yield f"{check_id}: {markdown(figure.title, 160)}. {markdown(shape.sentence(), 600)}"
 
 
 def _row(*cells: str) -> str:

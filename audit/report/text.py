@@ -101,7 +101,7 @@ def percent(confidence: float) -> str:
 
 def short_hash(digest: str) -> str:
     """Return the first twelve characters of a hash: enough to tell two files apart at a glance."""
-    return clip(digest, 12).rstrip("…") if len(digest) > 12 else plain(digest)
+    return clip(digest[:12], 12)
 
 
 def listed(items: Iterable[object], limit: int) -> str:

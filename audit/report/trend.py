@@ -48,6 +48,7 @@ class Run:
     model: str
     samples: str
     data: str
+    data_sha256: str
     n: int
     verdict: str
     headlines: list[str]
@@ -160,6 +161,7 @@ def _run(name: str, result: Result) -> Run:
         model=result.model.source,
         samples=_samples(result),
         data=result.data.source,
+        data_sha256=result.data.sha256,
         n=result.data.n,
         verdict=result.verdict,
         headlines=headlines,
@@ -247,19 +249,20 @@ def _table(runs: Sequence[Run], names: Sequence[str]) -> DataTable:
     rows = []
     for number, run in enumerate(runs, 1):
         cells = [_cell(run.points.get(name)) for name in names]
-        network, samples = text.short_hash(run.network), text.short_hash(run.samples)
+        network, data = text.short_hash(run.network), text.short_hash(run.data_sha256)
         rows.append(
             [
                 str(number),
                 run.started_at,
                 run.file,
                 f"{Path(run.model).name} ({network})",
-                f"{Path(run.data).name}, {run.n:,} ({samples})",
+                f"{Path(run.data).name} ({data}), {run.n:,}: {run.samples[:6]}",
                 run.verdict,
                 *cells,
             ]
         )
-    columns = ["Run", "Started", "File", "Network", "Samples", "Verdict", *names]
+    # The hash of a file is the one that its report shows; the short one after the count is of the samples drawn from it.
+    columns = ["Run", "Started", "File", "Network", "Data, samples", "Verdict", *names]
     return DataTable(columns, rows, [column == "Run" for column in columns])
 
 

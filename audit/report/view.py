@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pydantic import JsonValue
 
 from audit.report import text
+from audit.report.words import plain_words
 from audit.result import CheckResult, Finding, Judgement, Metric, Result
 
 VERDICTS = {"pass": "Pass", "fail": "Fail", "incomplete": "Incomplete", "unjudged": "Unjudged"}
@@ -111,6 +112,19 @@ class ScoreGroup:
     anchor: str
     status: str
     scores: list[Score]
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What one part of a check cost: its name in plain words, its id, and passes in all and for each sample audited."""
+
+    words: str
+    id: str
+    forwards: str
+    backwards: str
+    forwards_each: str
+    backwards_each: str
+    seconds: str
 
 
 @dataclass(frozen=True)
@@ -217,6 +231,27 @@ def scorecard(result: Result) -> list[ScoreGroup]:
 def facts(result: Result) -> list[Facts]:
     """Return what went in: the model, the data, and the run."""
     return [_model_facts(result), _data_facts(result), _run_facts(result)]
+
+
+def spent(result: Result, check: CheckResult) -> list[Spent]:
+    """Return what each part of a check cost, the dearest first (by passes, then seconds)."""
+    parts = sorted(check.cost.parts.items(), key=lambda entry: (-entry[1].forwards - entry[1].backwards, -entry[1].seconds))
+    return [
+        Spent(
+            words=plain_words(name),
+            id=name,
+            forwards=text.count(part.forwards),
+            backwards=text.count(part.backwards),
+            forwards_each=_each(part.forwards, result.data.n),
+            backwards_each=_each(part.backwards, result.data.n),
+            seconds=f"{part.seconds:,.2f}",
+        )
+        for name, part in parts
+    ]
+
+
+def _each(passes: int, samples: int) -> str:
+    return text.number(round(passes / samples, 2)) if samples else text.DASH
 
 
 def configuration(result: Result) -> list[tuple[str, str]]:

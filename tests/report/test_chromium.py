@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -196,3 +197,23 @@ def test_pages_of_comparisons_and_trends_fetch_nothing_and_fit_the_screen(
                 assert visit.said == []
                 assert visit.asked == [file.as_uri()]
                 assert visit.page.evaluate("document.documentElement.scrollWidth") <= wide
+
+
+def test_a_shade_shows_that_a_table_goes_on_beside_the_screen(browser: Any, file: Path) -> None:
+    where = "document.querySelector('table.metrics').parentElement"
+    for scheme in ("light", "dark"):
+        with Visit(browser, file, wide=360, scheme=scheme) as visit:
+            assert visit.page.evaluate(f"{where}.scrollWidth > {where}.clientWidth")
+            frame = visit.page.locator("table.metrics").first.locator("..")
+            assert bright(frame.screenshot(), -1) != bright(frame.screenshot(), 40)  # more is to the right
+            visit.page.evaluate(f"{where}.scrollLeft = 10000")
+            assert bright(frame.screenshot(), -1) == bright(frame.screenshot(), 40)  # the end is reached
+            assert bright(frame.screenshot(), 0) != bright(frame.screenshot(), 40)
+
+
+def bright(picture: bytes, column: int) -> int:
+    """Return the commonest brightness in one column of a screenshot: that of its background."""
+    image = pytest.importorskip("PIL.Image").open(io.BytesIO(picture)).convert("L")
+    x = column if column >= 0 else image.width + column
+    values = [image.getpixel((x, y)) for y in range(image.height)]
+    return max(set(values), key=values.count)

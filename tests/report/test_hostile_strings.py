@@ -72,6 +72,7 @@ NOT_FREE = {
     "kind",
     "direction",
     "severity",
+    "step",
     "outcome",
     "metric",
     "ids_sha256",
@@ -128,7 +129,11 @@ def test_html_shows_what_was_there(make_result: Any, injection: str) -> None:
     [
         "bars",
         "curve",
-        *(pytest.param(k, marks=pytest.mark.slow) for k in ("histogram", "signed", "ice", "paired", "small_multiples")),
+        "bracket",
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in ("histogram", "signed", "ice", "paired", "small_multiples", "steps")
+        ),
     ],
 )
 @pytest.mark.parametrize("injection", INJECTIONS, ids=lambda text: repr(text)[:40])

@@ -447,3 +447,26 @@ def tiny(checks: list[CheckResult], **parts: Any) -> Result:
             **parts,
         }
     )  # fmt: skip
+
+
+def test_evidence_stands_in_plain_words_with_its_id_and_figure(page: Page) -> None:
+    assert "does not holdAn attack without gradients finds no more 12 robustness.black_box_no_better" in page.text
+    assert "holdsThe loss rises along the attack 0.998 robustness.loss_rises" in page.text
+
+
+def test_cost_is_given_for_each_sample_and_the_dearest_part_first(result: Result, page: Page) -> None:
+    assert "812,000 forward and 402,000 backward passes of one sample, 61.2 s: 406 forwards and 201 backwards" in page.text
+    first, second = view.spent(result, result["robustness"])
+    assert (first.words, first.id) == ("accuracy under attack (L∞)", "robustness.linf.accuracy")
+    assert (first.forwards_each, first.backwards_each, second.forwards_each) == ("400", "201", "6")
+    empty = result.model_copy(update={"data": result.data.model_copy(update={"n": 0})})
+    assert view.spent(empty, result["robustness"])[0].forwards_each == "–"
+    assert "for each of" not in Page(html.render(empty)).text
+
+
+def test_notes_of_a_chart_stand_beside_what_the_page_leaves_out() -> None:
+    labels = [f"class {i}" for i in range(70)]
+    data: dict[str, Any] = {"labels": labels, "values": [0.5] * 70, "note": "All at once."}
+    figure = Figure(id="a.b", kind="forest", title="t", data=data)
+    shown = html.shown_figure(figure, "f")
+    assert shown.note == "All at once. The first 60 of 70 are drawn: the table holds more."

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from audit.report import text
+from audit.report.words import plain_words
 
 
 @pytest.mark.parametrize(
@@ -62,6 +63,14 @@ def test_cell(value: object, shown: str) -> None:
     assert text.cell(value) == shown  # type: ignore[arg-type]
 
 
+def test_a_short_hash_has_twelve_characters() -> None:
+    assert text.short_hash("9f86d081884c7d659a2feaa0c55ad015") == "9f86d081884c"
+    assert text.short_hash("abc") == "abc"
+    hostile = text.short_hash("\x1b[31m" + "a" * 64)
+    assert len(hostile) <= 12
+    assert "\x1b" not in hostile
+
+
 @pytest.mark.parametrize(
     ("value", "shown"), [(None, "–"), (1e-9, "< 0.0001"), (0.0123, "0.012"), (0.5, "0.50"), (0.0999, "0.1")]
 )
@@ -72,3 +81,20 @@ def test_p_value(value: float | None, shown: str) -> None:
 def test_list_says_how_many_it_left_out() -> None:
     assert text.listed([1, 2, 3], 3) == "1, 2, 3"
     assert text.listed(range(1500), 2) == "0, 1 and 1,498 more"
+
+
+@pytest.mark.parametrize(
+    ("identifier", "words"),
+    [
+        ("robustness.linf.gradient_true", "the gradient says what the loss does (L∞)"),
+        ("robustness.l2.accuracy", "accuracy under attack (L2)"),
+        ("performance.accuracy", "accuracy"),
+        ("fairness.deterministic", "the same input gives the same output twice"),
+        ("anomaly.auto_encoder.trained", "trained (auto encoder)"),
+        ("own.converged", "converged (own)"),  # what a word means in the check of another package is not known
+        ("<b>no id</b>", "<b>no id</b>"),
+        ("", ""),
+    ],
+)
+def test_ids_in_plain_words(identifier: str, words: str) -> None:
+    assert plain_words(identifier) == words

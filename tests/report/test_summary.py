@@ -45,3 +45,11 @@ def test_summary_of_nothing(make_result: Any) -> None:
     page = markdown.render(make_result("unjudged", checks=[], policy=[]))
     assert "No check ran." in page
     assert "What was not tested was not found, either." in page
+
+
+def test_summary_says_between_what_bounds_the_truth_lies(make_result: Any, make_figures: Any) -> None:
+    said = "Certified 0.415 \\[0.393, 0.437\\] ≤ the truth ≤ 0.613 \\[0.591, 0.635\\], what no attack broke."
+    assert said in markdown.render(make_result())
+    broken = make_figures()["bracket"].model_copy(update={"data": {"certified": "many"}})
+    check = make_result()["robustness"].model_copy(update={"figures": [broken]})
+    assert "the truth" not in markdown.render(make_result(checks=[check]))

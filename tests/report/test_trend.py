@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from audit.cli import app
 from audit.errors import InputError
-from audit.report import charts, trend
+from audit.report import charts, html, trend
 from audit.report.figures import read
 from audit.report.trend import read_folder, render
 from audit.result import Result
@@ -190,3 +190,12 @@ def test_the_command_ends_with_4_where_there_is_nothing_to_draw(tmp_path: Path) 
     assert [fault.file for fault in read_folder(full).faults] == ["bad.json"]
     assert read_folder(full).faults[0].why.startswith("is not a result")
     assert getattr(CliRunner().invoke(app, ["trend", str(tmp_path / "none")]).exception, "exit_code", 0) == 3
+
+
+def test_the_hash_of_the_data_is_the_one_that_the_report_shows(tmp_path: Path) -> None:
+    made = run(90, 1)
+    made = made.model_copy(update={"data": made.data.model_copy(update={"sha256": "9f86d081884c7d65" * 4})})
+    put(tmp_path, "1.json", made)
+    page = Page(render(read_folder(tmp_path), [NAME])).text
+    assert "(9f86d081884c), 100: " in page
+    assert "9f86d081884c" in Page(html.render(made)).text

@@ -1,0 +1,155 @@
+"""Expectation over transformation (Athalye et al. 2018): networks whose outputs are random, attacked through their mean.
+
+`Expectation` is a Model whose outputs and gradients are means over several draws of another's, so that every attack runs on it
+as it stands. `wrong_share` says how often the network itself, at fresh draws, is then wrong: more than half of them is broken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from audit.attacks.base import output_of
+from audit.attacks.goal import Goal, sharpness
+from audit.data.noise import block_seed
+from audit.errors import UsageError
+from audit.model.batching import BatchSize, in_batches
+from audit.model.wrapper import Model
+
+PURPOSE = "expectation"
+
+
+class Expectation(Model):
+    r"""A Model whose output is the mean over draws of another Model's random output.
+
+    Athalye, Engstrom, Ilyas & Kwok 2018, "Synthesizing Robust Adversarial Examples", section 2.2: the gradient of an
+    expectation is the mean of gradients. The loss is taken of the mean of the logits, as Athalye, Carlini & Wagner 2018
+    ("Obfuscated Gradients", section 4.2) do it, not of the mean of the probabilities, whose gradient vanishes in every draw
+    that is sure. The logits of each draw are first brought to one scale (`goal.sharpness`), so that no draw outvotes the
+    others; values of a regression network are averaged as they are.
+
+    An attack's success on this Model says that the mean over some draws is wrong; what the network itself does at fresh
+    draws, `wrong_share` tells.
+
+    Draws come from torch's global generators, seeded anew for each draw of each pass and put back after: a Model that is made
+    anew and asked the same again answers the same. Every pass has draws of its own, for an attack that saw the same few again
+    and again would break these and not the network. A sample's draw depends on its place in the batch, as it does in
+    the network. Randomness from elsewhere (NumPy, a generator that the network keeps) is averaged, too, but not repeated.
+
+    Every draw counts as a pass, and is counted by the Model inside.
+
+    Parameters
+    ----------
+    model
+        The Model whose outputs differ between two forwards; its network is shared.
+    draws
+        Draws of each pass. The batch is that many times smaller, for a gradient holds all draws in memory.
+    seed, block
+        Seed of the draws, and the block of samples that this Model is made for.
+    """
+
+    def __init__(self, model: Model, *, draws: int = 10, seed: int = 0, block: int = 0) -> None:
+        if draws < 1:
+            raise UsageError(f"draws must be at least 1, got {draws}")
+        self.__dict__.update(model.__dict__)
+        self._depth = 0
+        self.batch_size = BatchSize(max(1, model.batch_size.current // draws))
+        self.inner, self.draws, self.seed, self.block = model, draws, seed, block
+        self.asked = 0
+
+    @property
+    def forwards(self) -> int:
+        """Samples that went through the network forwards so far, each draw counted."""
+        return self.inner.forwards
+
+    @forwards.setter
+    def forwards(self, count: int) -> None:
+        self.inner.forwards = count
+
+    @property
+    def backwards(self) -> int:
+        """Samples that went through the network backwards so far, each draw counted."""
+        return self.inner.backwards
+
+    @backwards.setter
+    def backwards(self, count: int) -> None:
+        self.inner.backwards = count
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Return the mean over draws of logits on one scale, (n, classes); counts n forwards a draw."""
+        return self._mean(lambda: self._scaled(super(Expectation, self).logits(x)))
+
+    def values(self, x: Tensor) -> Tensor:
+        """Return the mean over draws of a regression network's output, (n,); counts n forwards a draw."""
+        return self._mean(lambda: super(Expectation, self).values(x))
+
+    def gradient(self, loss: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the gradient of the loss of the mean output; see `Model.gradient`. Counts one pass each way a draw."""
+        before = self.backwards
+        gradient, losses = super().gradient(loss, x)
+        self.backwards += (self.draws - 1) * (self.backwards - before)
+        return gradient, losses
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        # The logits of a multi-label network answer a question each, so they have no scale in common.
+        return logits * sharpness(logits.detach()) if self.task == "classification" else logits
+
+    def _mean(self, once: Callable[[], Tensor]) -> Tensor:
+        self.asked += 1
+        total: Tensor | None = None
+        for draw in range(self.draws):
+            with seeded(block_seed(self.seed, f"{PURPOSE}.{self.asked}", self.block, draw), self.device):
+                output = once()
+            total = output if total is None else total + output
+        assert total is not None  # noqa: S101  (there is at least one draw)
+        return total / self.draws
+
+
+def wrong_share(
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    *,
+    draws: int = 100,
+    seed: int = 0,
+    block: int = 0,
+    tolerance: float = 0.0,
+) -> Tensor:
+    """Return the share of fresh draws in which the network is wrong about each input, float64 (n,); counts n forwards a draw.
+
+    The draws are none that an `Expectation` of the same seed sees. A sample counts as broken where the share is above one half:
+    then a single answer, which is all that a user of the network gets, is more likely wrong than right. The mean of the outputs
+    would let one sure draw stand for many unsure ones.
+
+    Parameters
+    ----------
+    y : Tensor (n,)
+        Labels; for regression the clean outputs, averaged over draws.
+    """
+    inputs, labels = model.to_input(x), y.to(model.device)
+    labels = labels.to(model.dtype) if model.task == "regression" else labels.long()
+    wrong = torch.zeros(len(inputs), dtype=torch.float64, device=inputs.device)
+
+    def ask(xs: Tensor, ys: Tensor) -> tuple[Tensor, ...]:
+        return (Goal(model.task or "", ys, tolerance).broken(output_of(model, xs)),)
+
+    with model.session():
+        for draw in range(draws):
+            with seeded(block_seed(seed, f"{PURPOSE}.fresh", block, draw), model.device):
+                wrong += in_batches(ask, (inputs, labels), model.batch_size)[0]
+    return wrong / draws
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of the device, and put their states back after."""
+    cuda = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=cuda):
+        torch.default_generator.manual_seed(seed)
+        if cuda:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

@@ -1,0 +1,138 @@
+"""Certified accuracy, milliseconds a sample, and what a bound pass costs in forwards, on networks with published figures.
+
+    python benchmarks/certificates.py --samples 64 --threads 2
+
+A bound pass is one of `Certificate.passes`; a forward is timed at the same batch. It prints the medians of several runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import io
+import statistics
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as f
+
+import audit
+from audit.attacks.geometry import ThreatModel
+from audit.certificates import Network, certify
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+class Block(nn.Module):
+    def __init__(self, inputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, 16, 3, stride=stride, padding=1)
+        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, 16, 1, stride=stride)) if stride > 1 else nn.Sequential()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return f.relu(self.conv2(f.relu(self.conv1(x))) + self.shortcut(x))
+
+
+class ResNet2B(nn.Module):
+    """ResNet-2B of VNN-COMP 2021."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.layer1 = nn.Sequential(Block(8, 2), Block(16, 1))
+        self.linear1 = nn.Linear(1024, 100)
+        self.linear2 = nn.Linear(100, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear2(f.relu(self.linear1(self.layer1(f.relu(self.conv1(x))).flatten(1))))
+
+
+def digits(folder: str, n: int) -> tuple[Tensor, Tensor]:
+    images = gzip.decompress((SHARED / folder / "t10k-images-idx3-ubyte.gz").read_bytes())
+    labels = gzip.decompress((SHARED / folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
+    x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)[:n].astype(np.float32) / 255
+    return torch.tensor(x), torch.tensor(np.frombuffer(labels, np.uint8, offset=8)[:n].astype(np.int64))
+
+
+def cifar(n: int) -> tuple[Tensor, Tensor]:
+    from PIL import Image
+
+    file = np.load(SHARED / "cifar10_jpeg" / "cifar10_test_jpeg.npz")
+    data, ends = file["jpeg"].tobytes(), file["offsets"]
+    images = [np.asarray(Image.open(io.BytesIO(data[ends[i] : ends[i + 1]]))) for i in range(n)]
+    return torch.tensor(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255), torch.tensor(
+        file["labels"][:n]
+    ).long()
+
+
+def weights(net: nn.Module, name: str) -> nn.Module:
+    state = torch.load(SHARED / "models" / name, weights_only=True, map_location="cpu")
+    net.load_state_dict(state.get("state_dict", state))
+    return net.eval()
+
+
+def cnn_a() -> nn.Module:
+    conv = [nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU()]
+    return nn.Sequential(*conv, nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
+
+
+def rows(n: int) -> Iterator[tuple[str, audit.Model, Tensor, Tensor, float, str]]:
+    """Yield name, network, samples, labels, radius, published figure."""
+    common = {"output": "logits", "bounds": (0, 1), "device": "cpu"}
+    mnist = digits("mnist", n)
+    fashion = audit.Model(weights(cnn_a(), "fashion_kw.pth"), **common)  # type: ignore[arg-type]
+    yield "fashion_kw", fashion, *digits("fashion_mnist", n), 0.1, "65.5 (Wong & Kolter's own bound)"
+    digit = audit.Model(weights(cnn_a(), "mnist_cnn_a_adv.pth"), **common)  # type: ignore[arg-type]
+    yield "mnist_cnn_a_adv", digit, *mnist, 0.1, "-"
+    yield "mnist_cnn_a_adv", digit, *mnist, 0.3, "-"
+    for name in ("mnistfc_256x2", "mnistfc_256x4"):
+        yield name, audit.Model.load(SHARED / "models" / f"{name}.onnx", **common), *mnist, 0.03, "-"  # type: ignore[arg-type]
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
+    residual = audit.Model(weights(ResNet2B(), "cifar10_resnet2b.pth"), mean=mean, std=std, **common)  # type: ignore[arg-type]
+    yield "cifar10_resnet2b", residual, *cifar(n), 1 / 255, "57.16"
+    yield "cifar10_resnet2b", residual, *cifar(n), 2 / 255, "26.88"
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--alpha", type=int, default=0, help="steps in which free slopes are optimised")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    print(
+        f"{'network':18}{'radius':>8}{'clean':>8}{'ibp':>8}{'crown':>8}  {'published':34}"
+        f"{'ms a sample':>12}{'passes':>8}{'forwards':>10}"
+    )
+    for name, model, x, y, eps, published in rows(options.samples):
+        threat = ThreatModel("linf", eps, np.array(0.0), np.array(1.0))
+        clean = float((model.predict(x) == y).float().mean())
+        network = Network.of(model, x)
+        ibp = certify(model, x, y, threat, method="ibp", network=network)
+        found = [certify(model, x, y, threat, network=network, alpha_steps=options.alpha) for _ in range(options.runs)]
+        seconds = statistics.median(c.seconds for c in found) / len(x)
+        forwards = []
+        with model.session(), torch.no_grad():
+            for _ in range(20):
+                began = time.perf_counter()
+                model.logits(x[:16])
+                forwards.append((time.perf_counter() - began) / len(x[:16]))
+        one = seconds / (found[0].passes / len(x)) / statistics.median(forwards)
+        shares = f"{clean:8.2%}{float(ibp.certified.float().mean()):8.2%}{float(found[0].certified.float().mean()):8.2%}"
+        print(
+            f"{name:18}{eps:8.4f}{shares}  {published:34}{1000 * seconds:12.1f}{found[0].passes / len(x):8.1f}{one:10.2f}",
+            flush=True,
+        )
+        if found[0].note:
+            print(f"  {found[0].note}")
+
+
+if __name__ == "__main__":
+    main()
