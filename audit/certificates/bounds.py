@@ -18,7 +18,7 @@ from torch import Tensor
 from audit.certificates.activations import Activation, Kink, Lines
 from audit.certificates.inputs import Inputs
 from audit.certificates.network import Network
-from audit.certificates.operations import LOWEST, Affine, Interval, Padding, Reshape, largest
+from audit.certificates.operations import LOWEST, Affine, Interval, Padding, Reshape, flat, largest
 
 CHUNK = 2**20  # numbers of one layer's coefficients at once: small enough to stay in a cache
 # Coefficients that the bounds of one layer's inputs may take, for one sample: above, its inputs have interval bounds.
@@ -172,9 +172,9 @@ class Bounds:
                 # Where a split is obeyed sign · (value - corner) >= 0: taking a multiple of that away keeps a lower bound.
                 taken = multipliers[place] * self.splits[place].to(rows.dtype)
                 coefficients = coefficients - taken[:, None]
-                at, flat = self._corner(place), taken.flatten(1)
-                lost = abs(at) * self.network.rounding.sums(flat.shape[1] + len(self.network.nodes))
-                total = total + at * flat.sum(dim=1, keepdim=True) - lost * flat.abs().sum(dim=1, keepdim=True)
+                at, each = self._corner(place), flat(taken)
+                lost = abs(at) * self.network.rounding.sums(each.shape[1] + len(self.network.nodes))
+                total = total + at * each.sum(dim=1, keepdim=True) - lost * each.abs().sum(dim=1, keepdim=True)
             sizes, slack = coefficients.abs(), self.slack[place]
             if slack is not None:
                 total = total - _dot(sizes, slack)
@@ -238,7 +238,7 @@ class Bounds:
         """Tighten the interval of what goes into an activation, where it would make a difference."""
         if self.inputs.norm == "linf" and self._is_first(number):
             return  # an affine function of the box: its interval is exact already
-        loose = self.unstable(number).flatten(1)
+        loose = flat(self.unstable(number))
         count = int(loose.sum(dim=1).max())
         if count == 0:
             return
@@ -248,7 +248,7 @@ class Bounds:
             return
         chosen = loose.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
         each = max(1, CHUNK // max(1, 2 * widest * len(loose)))
-        low, high = self.low[number].flatten(1), self.high[number].flatten(1)
+        low, high = flat(self.low[number]), flat(self.high[number])
         low, high = low.clone(), high.clone()
         for part in torch.split(chosen, each, dim=1):
             below, above = self._of_neurons(number, part)
@@ -279,7 +279,7 @@ class Bounds:
         below, above = torch.split(found, chosen.shape[1], dim=1)
         slack = self.slack[number]
         assert slack is not None  # noqa: S101  (every value has one)
-        lost = slack.expand_as(self.low[number]).flatten(1).gather(1, chosen)
+        lost = flat(slack.expand_as(self.low[number])).gather(1, chosen)
         constant = node.operation.constant()
         added = 0.0 if constant is None else constant.expand(node.shape).reshape(-1)[chosen]
         return below + added - lost, above - added - lost
@@ -327,7 +327,7 @@ class Bounds:
             size = torch.where(self.high[parent] <= LOWEST, 0.0, size)  # exact, and never the maximum
         if size.shape[1:] == self.network.nodes[place].shape:
             return size
-        return size.flatten(1).amax(dim=1).reshape(-1, *[1] * (size.ndim - 1))
+        return flat(size).amax(dim=1).reshape(-1, *[1] * (size.ndim - 1))
 
     def _lines_of(self, place: int, operation: Activation, slope: Tensor | None) -> Lines:
         """Return the lines of an activation; their offsets hold the rounding of the sums that they will enter."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from audit.certificates.activations import Kink, Lines
 from audit.certificates.bounds import Bounds
+from audit.certificates.operations import flat
 
 STEPS = 12  # of the multipliers of a part
 RATE = 0.1
@@ -129,7 +130,7 @@ class _Search:
             side = torch.zeros_like(bounds.low[number], dtype=torch.int8)
             at = [(i, place, sign) for i, known in enumerate(splits) for where, place, sign in known if where == number]
             rows, places, signs = (torch.tensor(column, device=side.device) for column in zip(*at, strict=True))
-            side.flatten(1)[rows, places] = signs.to(torch.int8)
+            flat(side)[rows, places] = signs.to(torch.int8)
             sides[number] = side
         bounds.splits = sides
         bounds.clip()
@@ -200,7 +201,7 @@ class _Search:
             if number in bounds.splits:
                 free = free & (bounds.splits[number] == 0)
             numbers.append(number)
-            scores.append(torch.where(free, lost + 1e-12, -torch.inf).flatten(1))
+            scores.append(flat(torch.where(free, lost + 1e-12, -torch.inf)))
         if not scores:
             return [None] * len(bounds.inputs.x)
         best, places = zip(*(score.max(dim=1) for score in scores), strict=True)

@@ -47,6 +47,11 @@ class Affine(Operation):
         return None
 
 
+def flat(values: Tensor) -> Tensor:
+    """Return values (n, …) as (n, numbers); a value of one number a sample, (n,), as one column."""
+    return values.flatten(1) if values.ndim > 1 else values[:, None]
+
+
 def largest(box: Interval) -> Tensor:
     """Return the largest absolute value of a box."""
     return torch.maximum(box[0].abs(), box[1].abs())

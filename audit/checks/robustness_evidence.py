@@ -107,8 +107,8 @@ def _noise(one: Attacked, found: Found) -> list[Evidence]:
 
 def _doubled(one: Attacked, found: Found) -> list[Evidence]:
     """Judge the last doubling of the budget: what it broke, further doublings might, too."""
-    last = one.rounds[-1]
-    if not last.name.startswith("focus"):
+    # The first focus is no doubling of what was spent before it.
+    if sum(each.name.startswith("focus") for each in one.rounds) < 2:
         return []
     before = one.broken_by(found, [one.rounds[-1].name])
     return [sanity.doubled(one.prefix, int(before.sum()), len(before))]

@@ -77,7 +77,7 @@ class Sharpens(OnlyMasks):
 def test_hardening_that_only_hides_gradients_is_never_a_success():
     result = hardened(Maskable(), digits(), OnlyMasks, epochs=6)
     check = result["hardening"]
-    assert check.metric("hardening.linf.accuracy_gain").low > 0.1, "it does look robust"
+    assert check.metric("hardening.linf.accuracy_gain").value < 0.1, "what masks hide is found without gradients"
     assert check.status == "incomplete"
     assert "hardening.sound_after" in failed(result)
     assert (result.verdict, result.exit_code) == ("incomplete", 4)
