@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import typer
@@ -41,7 +42,15 @@ def results(digits_net, diabetes_net) -> list[audit.Result]:
     arch = f"{demo_nets.__file__}:"
     table = {"target": "progression_above_median", "sensitive": ["sex"]}
     regression = audit.run(demo_nets.TableNet(classes=1), "sklearn:diabetes", task="regression", **shared)
+    digits = {"arch": arch + "DigitsNet", "checks": ["robustness"], "samples": 10}
+    evaluated = ["robustness.evaluation=autoattack"]
+    with np.load(digits_net / "test.npz") as stored:
+        x, y = stored["x"][:100].astype(np.float32), stored["y"][:100]
+    labels = np.stack((y % 2, y > 4), axis=1).astype(np.int64)
+    several = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(x[0].size, 2))
     return [
+        audit.run(digits_net / "model.pt", digits_net / "test.npz", settings=evaluated, **digits),
+        audit.run(several, {"x": x, "y": labels}, task="multilabel", output="multilabel_logits", checks=["performance"]),
         audit.run(
             digits_net / "model.pt",
             digits_net / "test.npz",
