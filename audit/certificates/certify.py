@@ -80,7 +80,7 @@ def certify(
     threat
         Box and radius in L∞, L2, L1 or L0. Constraints between inputs are left out, which keeps the bounds true.
     method
-        ``crown``: linear bounds, never looser than intervals. ``ibp``: intervals.
+        ``crown``: linear bounds, never looser than intervals but for rounding. ``ibp``: intervals.
     alpha_steps
         Steps in which the free slopes of samples that are not yet certified are optimised; 0 for none.
     tolerance

@@ -463,6 +463,9 @@ def _same(r: Reader) -> list[Made]:
     kept = r.node.meta["val"]
     if not kept.is_floating_point() or kept.dtype not in (torch.float32, torch.float64):
         raise Untranslatable(f"it turns numbers into {kept.dtype}")
+    given = r.node.all_input_nodes[0].meta["val"]
+    if torch.finfo(kept.dtype).eps > torch.finfo(given.dtype).eps:
+        raise Untranslatable(f"it rounds numbers from {given.dtype} to {kept.dtype}")
     return _one(Same(), value, value.shape)
 
 
