@@ -40,22 +40,23 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
 
+# What a network returns.
+Output = Literal[
+    "logits",
+    "probabilities",
+    "binary_logit",
+    "binary_probability",
+    "multilabel_logits",
+    "multilabel_probabilities",
+    "regression",
+]
+
+
 class ModelSection(Section):
     """``[model]``: the network."""
 
     task: Literal["classification", "multilabel", "regression"] | None = None
-    output: (
-        Literal[
-            "logits",
-            "probabilities",
-            "binary_logit",
-            "binary_probability",
-            "multilabel_logits",
-            "multilabel_probabilities",
-            "regression",
-        ]
-        | None
-    ) = None
+    output: Output | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
     expect_sha256: str | None = None

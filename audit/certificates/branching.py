@@ -17,6 +17,7 @@ from torch import Tensor
 from audit.certificates.activations import Kink, Lines
 from audit.certificates.bounds import Bounds
 from audit.certificates.operations import flat
+from audit.certificates.optimise import ascend
 
 STEPS = 12  # of the multipliers of a part
 RATE = 0.1
@@ -141,27 +142,7 @@ class _Search:
         count = len(bounds.inputs.x)
         rows = self.row.expand(count, 1, -1)
         slopes, multipliers = self._start(bounds, count)
-        best = torch.full((count,), -torch.inf, dtype=rows.dtype, device=rows.device)
-        with torch.enable_grad():
-            chosen = [*slopes.values(), *multipliers.values()]
-            optimiser = torch.optim.Adam(chosen, lr=RATE) if chosen else None
-            for step in range(STEPS):
-                if optimiser is None:
-                    break
-                lower = bounds.lowest(rows, slopes=slopes, multipliers=multipliers)[0][:, 0] + self.constant
-                best = torch.maximum(best, lower.detach().nan_to_num(nan=-torch.inf))
-                loss = -lower.clamp_max(0).sum()
-                if not bool((loss > 0) & loss.isfinite()):
-                    break
-                optimiser.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
-                optimiser.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]  # of torch
-                optimiser.step()
-                with torch.no_grad():
-                    for slope in slopes.values():
-                        slope.clamp_(0, 1)
-                    for multiplier in multipliers.values():
-                        multiplier.clamp_(min=0)
+        best = ascend(bounds, rows, self.constant, slopes, multipliers, STEPS, RATE)[:, 0] + self.constant
         with torch.no_grad():
             seen: dict[int, Tensor] = {}
             lower, reached = bounds.lowest(rows, slopes=slopes, multipliers=multipliers, seen=seen, bisections=16)

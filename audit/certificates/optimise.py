@@ -6,6 +6,8 @@ is true: the best one seen is kept.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -24,21 +26,39 @@ def optimised(bounds: Bounds, rows: Tensor, constant: Tensor, steps: int, *, rat
         Length of Adam's first step, in units of the slopes' range; it falls to nothing over the steps.
     """
     slopes, multipliers = _start(bounds)
+    return ascend(bounds, rows, constant, slopes, multipliers, steps, rate, stay=True)
+
+
+def ascend(
+    bounds: Bounds,
+    rows: Tensor,
+    constant: Tensor | float,
+    slopes: Mapping[int, Tensor],
+    multipliers: Mapping[int, Tensor],
+    steps: int,
+    rate: float,
+    *,
+    stay: bool = False,
+) -> Tensor:
+    """Raise the bounds of the functions `rows`, (n, r), by Adam's steps on slopes and multipliers, which are changed in place.
+
+    With `stay` they end where the last bound was looked at; else one step further.
+    """
+    chosen = [*slopes.values(), *multipliers.values()]
+    if not chosen:
+        return bounds.lowest(rows)[0].detach()
     best = torch.full(rows.shape[:2], -torch.inf, dtype=rows.dtype, device=rows.device)
     with torch.enable_grad():
-        chosen = [*slopes.values(), *multipliers.values()]
-        if not chosen:
-            return bounds.lowest(rows)[0].detach()
         optimiser = torch.optim.Adam(chosen, lr=rate)
         for step in range(steps):
             lower, _ = bounds.lowest(rows, slopes=slopes, multipliers=multipliers)
             best = torch.maximum(best, lower.detach().nan_to_num(nan=-torch.inf))
             loss = -(lower + constant).clamp_max(0).sum()
-            if step == steps - 1 or not bool((loss > 0) & loss.isfinite()):
+            if (stay and step == steps - 1) or not bool((loss > 0) & loss.isfinite()):
                 break
             optimiser.param_groups[0]["lr"] = rate * (1 - step / steps)
             optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # of torch  # type: ignore[no-untyped-call]  # of torch
+            loss.backward()  # type: ignore[no-untyped-call]  # of torch
             optimiser.step()
             with torch.no_grad():
                 for slope in slopes.values():

@@ -10,6 +10,7 @@ ReLU Networks".
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -84,8 +85,9 @@ class _OneByOne(Round):
         found = [self._sample(job, i, best[i : i + 1], float(known.margin[p])) for i, p in enumerate(job.positions)]
         return _arrays(job, found)
 
+    @abstractmethod
     def _sample(self, job: Job, i: int, best: Tensor, margin: float) -> Search:
-        raise NotImplementedError
+        """Work on sample `i` of the job, of which the best point and its margin are known."""
 
 
 @dataclass

@@ -17,17 +17,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from audit.config import Output
 from audit.errors import ModelError, UsageError
 
-Output = Literal[
-    "logits",
-    "probabilities",
-    "binary_logit",
-    "binary_probability",
-    "multilabel_logits",
-    "multilabel_probabilities",
-    "regression",
-]
 OUTPUTS: tuple[str, ...] = get_args(Output)
 SIXTY_TWO = 62  # labels whose sets fit into an int64 one bit each
 MOST_NAMED = 5

@@ -18,13 +18,13 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
 from audit.budget import check_deadline
+from audit.config import Output
 from audit.errors import AuditError, ModelError, UsageError
 from audit.model.batching import BatchSize, in_batches, is_out_of_memory
 from audit.model.outputs import (
     OUTPUTS,
     PROBABILITIES,
     Before,
-    Output,
     call_undoing,
     checked_output,
     refuse_softmax,
