@@ -26,12 +26,14 @@ from audit.checks.base import (
     repeatability_evidence,
 )
 from audit.checks.performance_measurement import (
+    MOST_SHOWN,
     finite_rows,
     judge_gap,
     judge_outputs,
     judge_overlap,
     judge_repeats,
     make_metric,
+    recall_bars,
     report_few,
     report_non_finite,
 )
@@ -42,7 +44,6 @@ from audit.data.base import Part
 from audit.result import CheckResult, Evidence, Figure, Finding, Table, slugs
 from audit.stats import Interval
 
-MOST_SHOWN = 40  # classes in a figure: more cannot be read
 CONFIDENT = 0.9
 NO_CLASS = -1  # the prediction of a sample whose logits are not finite: right for no label
 
@@ -296,23 +297,7 @@ def _recalls(answer: Answer, task: Task, seen: _Classified) -> None:
             rows=rows,
         )
     )
-    shown = sorted(np.argsort([1.0 if v.value is None else v.value for v in intervals], kind="stable")[:MOST_SHOWN].tolist())
-    answer.figures.append(
-        Figure(
-            id="performance.recall",
-            kind="bars",
-            title="Recall of each class" if len(shown) == len(rows) else f"Recall of the {len(shown)} weakest classes",
-            data={
-                "labels": [seen.names[i] for i in shown],
-                "values": [intervals[i].value for i in shown],
-                "low": [intervals[i].low for i in shown],
-                "high": [intervals[i].high for i in shown],
-                "n": [int(support[i]) for i in shown],
-                "xlabel": "recall",
-                "ylabel": "class",
-            },
-        )
-    )
+    answer.figures.append(recall_bars(seen.names, intervals, support, one="class", many="classes"))
 
 
 def _judge_labels(answer: Answer, seen: _Classified) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ from numpy.typing import NDArray
 from audit import stats
 from audit.checks.base import Answer, Task
 from audit.data.base import Part
-from audit.result import Evidence, Finding, Metric, finite
+from audit.result import Evidence, Figure, Finding, Metric, finite
 from audit.stats import Interval
 
+MOST_SHOWN = 40  # classes or labels in a figure: more cannot be read
 FEW = 30  # below it an interval is so wide that a reader should be told what that means
 UNSEEN_TOLERANCE = 0.05
 REPEATS = 0.1  # share of copies that narrows an interval by about a twentieth
@@ -25,6 +27,26 @@ def make_metric(task: Task, metric_id: str, interval: Interval, n: int, method: 
     """Return an interval as a metric at the task's confidence."""
     value, low, high = (finite(v) for v in interval)
     return Metric(id=metric_id, value=value, low=low, high=high, confidence=task.confidence, n=n, method=method, **more)
+
+
+def recall_bars(names: Sequence[str], recalls: Sequence[Interval], support: NDArray[Any], *, one: str, many: str) -> Figure:
+    """Return the figure of the recall of each class or label; of the weakest, where there are too many to read."""
+    order = np.argsort([1.0 if recall.value is None else recall.value for recall in recalls], kind="stable")
+    shown = sorted(order[:MOST_SHOWN].tolist())
+    return Figure(
+        id="performance.recall",
+        kind="bars",
+        title=f"Recall of each {one}" if len(shown) == len(names) else f"Recall of the {len(shown)} weakest {many}",
+        data={
+            "labels": [names[i] for i in shown],
+            "values": [recalls[i].value for i in shown],
+            "low": [recalls[i].low for i in shown],
+            "high": [recalls[i].high for i in shown],
+            "n": [int(support[i]) for i in shown],
+            "xlabel": "recall",
+            "ylabel": one,
+        },
+    )
 
 
 def finite_rows(outputs: NDArray[Any]) -> NDArray[np.bool_]:

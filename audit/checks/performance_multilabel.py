@@ -12,13 +12,19 @@ from scipy import stats as scipy_stats
 
 from audit import stats
 from audit.checks.base import Answer, Found, MetricDoc, Task
-from audit.checks.performance_measurement import finite_rows, judge_gap, make_metric, report_few, report_non_finite
+from audit.checks.performance_measurement import (
+    MOST_SHOWN,
+    finite_rows,
+    judge_gap,
+    make_metric,
+    recall_bars,
+    report_few,
+    report_non_finite,
+)
 from audit.corruptions.intervals import bounded_mean
 from audit.model.outputs import names_of, right_answers
-from audit.result import Evidence, Figure, Finding, Table, slugs
+from audit.result import Evidence, Finding, Table, slugs
 from audit.stats import Interval
-
-MOST_SHOWN = 40  # labels in a figure: more cannot be read
 
 Bits = NDArray[np.bool_]
 
@@ -150,23 +156,7 @@ def _labels(answer: Answer, task: Task, seen: _Told) -> None:
             rows=rows,
         )
     )
-    shown = sorted(np.argsort([1.0 if r.value is None else r.value for r in recalls], kind="stable")[:MOST_SHOWN].tolist())
-    answer.figures.append(
-        Figure(
-            id="performance.recall",
-            kind="bars",
-            title="Recall of each label" if len(shown) == len(rows) else f"Recall of the {len(shown)} weakest labels",
-            data={
-                "labels": [seen.names[i] for i in shown],
-                "values": [recalls[i].value for i in shown],
-                "low": [recalls[i].low for i in shown],
-                "high": [recalls[i].high for i in shown],
-                "n": [int(support[i]) for i in shown],
-                "xlabel": "recall",
-                "ylabel": "label",
-            },
-        )
-    )
+    answer.figures.append(recall_bars(seen.names, recalls, support, one="label", many="labels"))
 
 
 def _slugs(names: Sequence[str]) -> Sequence[str]:
