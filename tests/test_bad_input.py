@@ -321,6 +321,7 @@ def test_a_malicious_array_is_refused(files: Path, tmp_path: Path, audit_cli: Ca
     assert not list(files.glob("canary-*"))
 
 
+@pytest.mark.slow
 def test_the_malicious_files_are_live(tmp_path: Path):
     """Otherwise the tests above would prove nothing: opened the unsafe way, each does create its canary."""
     kinds = hostile.malicious(tmp_path)

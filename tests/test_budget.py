@@ -127,6 +127,7 @@ def test_wherever_it_cuts_going_on_ends_as_an_unbounded_run(unbounded, ticking, 
     assert all(np.array_equal(arrays[0][name], arrays[1][name]) for name in arrays[0].files)
 
 
+@pytest.mark.slow
 def test_runs_under_one_budget_after_the_other_end_as_an_unbounded_run(unbounded, ticking, tmp_path):
     ticking.begin()
     small(**BOTH, budget=1e12)

@@ -93,6 +93,7 @@ def test_checks_that_cannot_speak_for_their_limits_are_named():
     assert all(what in forecast.text() for what in said)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 400), st.floats(0.01, 0.99), st.booleans(), st.sampled_from([0.8, 0.95, 0.99]))
 def test_what_is_said_of_a_share_is_what_the_policy_does(n, at, is_min, confidence):

@@ -88,6 +88,7 @@ def test_no_limit_is_set_and_the_measured_values_stand_beside_open_ones(made, re
         assert f"n = {metric.n}, {metric.method}" in made.read_text()
 
 
+@pytest.mark.slow
 def test_a_limit_that_is_uncommented_works_and_does_not_pass_by_itself(digits_net, made, tmp_path):
     config = read(tmp_path / "audit.toml", only_limits(made.read_text()))
     assert len(config.policy.limit) >= 2

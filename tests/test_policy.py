@@ -287,6 +287,7 @@ def test_a_result_whose_policy_cannot_be_read_says_so(config):
         judge_again(broken)
 
 
+@pytest.mark.slow
 def test_recomputing_imports_no_torch(tmp_path):
     path = tmp_path / "result.json"
     path.write_text(stored(policy(atleast(0.9)), [GOOD]).to_json())

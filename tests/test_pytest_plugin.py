@@ -421,6 +421,7 @@ def test_a_parametrized_network_is_audited_for_each_parameter(tmp_path):
     assert found.outcomes["test_not_asked"] == "error"
 
 
+@pytest.mark.slow
 def test_a_session_that_audits_nothing_pays_nothing(tmp_path):
     """The plugin is loaded in everybody's sessions: nothing heavy with it, in under 20 ms."""
     found = session(

@@ -169,6 +169,7 @@ def test_a_run_that_runs_out_of_memory_ends_as_one_that_does_not(digits_net):
     assert differ == 0, f"{differ} of {len(outcomes(full))} outcomes differ"
 
 
+@pytest.mark.slow
 def test_the_network_comes_back_bit_for_bit(digits_net):
     network = demo_nets.DigitsNet()
     network.load_state_dict(torch.load(digits_net / "model.pt", weights_only=True))
@@ -491,6 +492,7 @@ def entry_point(monkeypatch, loads: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_check_of_an_entry_point_runs_and_its_options_are_validated(add, monkeypatch):
     depths = []
 

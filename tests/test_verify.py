@@ -421,6 +421,7 @@ def test_the_command_line(run):
     assert "without result.json" in done.stderr
 
 
+@pytest.mark.slow
 def test_verifying_loads_no_torch(run):
     code = f"import audit, sys; audit.verify({str(run)!r}); assert not {{'torch', 'sklearn', 'pandas'}} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

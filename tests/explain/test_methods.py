@@ -258,6 +258,7 @@ def test_a_missing_package_is_named_with_its_command(package: str, method: str, 
         ask("table", method)
 
 
+@pytest.mark.slow
 def test_listing_loads_none_of_the_libraries():
     import subprocess
 

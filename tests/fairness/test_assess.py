@@ -79,6 +79,7 @@ def test_metrics_are_marked_as_headline_for_single_attributes_only():
         assert metric.n == 1200
 
 
+@pytest.mark.slow
 def test_assess_needs_no_torch():
     code = (
         "import sys; from audit.fairness import assess; assess([0, 1, 1, 0], [0, 1, 0, 0], {'a': list('ffmm')});"
@@ -213,6 +214,7 @@ def test_names_that_read_the_same_stay_apart():
     assert pair.index.tolist() == [0, 1]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.text(max_size=5), st.text(max_size=5)), min_size=1, max_size=30))
 @settings(max_examples=60, deadline=None)
 def test_any_text_makes_groups_that_lose_nobody(values):

@@ -95,6 +95,7 @@ def test_more_classes_each_against_the_rest_and_accuracy_over_all_of_them():
 CELLS = arrays.arrays(np.int64, (4, 5), elements=st.integers(0, 30))
 
 
+@pytest.mark.slow
 @given(CELLS)
 @settings(max_examples=80, deadline=None)
 def test_limits_hold_the_value_and_never_collapse(cells):

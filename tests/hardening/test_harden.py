@@ -39,6 +39,7 @@ def data() -> audit.Dataset:
 # --- what it does -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "beta"), [("pgd", 6.0), ("trades", 2.0)])
 def test_each_method_makes_the_network_withstand_more_of_the_test_part(data, method, beta):
     given = audit.Model(trained(), bounds=(0, 1))

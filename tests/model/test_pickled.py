@@ -874,6 +874,7 @@ def test_what_a_pickle_says_once_is_not_done_a_hundred_thousand_times(case: str)
     assert time.process_time() - begun < 5
 
 
+@pytest.mark.slow
 def test_a_network_whose_layers_share_one_dict_of_nothing_is_refused():
     """Each layer by itself is in order, and looks at the 200,000 names that all of them share."""
     network = nn.Sequential(*(nn.Identity() for _ in range(200)))

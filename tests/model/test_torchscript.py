@@ -143,6 +143,7 @@ def test_hostile_code_is_searched_in_a_moment(code):
     assert len(said.executes) <= 3 * torchscript.MOST_LISTED
 
 
+@pytest.mark.slow
 def test_long_names_are_not_repeated_for_each_class_and_layer():
     chain = "".join(f"class A{i}(Module):\n  {'b' * 1900} : __torch__.A{i + 1}\n" for i in range(30))
     wide = "".join(f"class A{i}(Module):\n" + f"  c : __torch__.A{i + 1}\n" * 1000 for i in range(30, 50))

@@ -55,6 +55,7 @@ def saved_by_script(folder: Path, text: str) -> None:
     subprocess.run([sys.executable, "-c", text], cwd=folder, check=True)
 
 
+@pytest.mark.slow
 def test_a_class_that_cannot_be_imported_is_named_with_the_way_on(tmp_path):
     (tmp_path / "lost_nets.py").write_text(hostile.NETS)
     saved_by_script(tmp_path, "import lost_nets, torch; torch.save(lost_nets.Net(), 'net.pt')")

@@ -194,6 +194,7 @@ def test_small_multiples_share_their_axes_and_name_each_panel_once(make_figures:
     assert len(table.rows) == 7 * 2 * 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("panels", [1, 2, 5, 9, 12, 40])
 def test_any_number_of_panels_fits(panels: int) -> None:
     some = [{"title": f"panel {i}", "series": [{"name": "a", "x": [0, 1], "y": [0, i]}]} for i in range(panels)]

@@ -116,6 +116,7 @@ def test_everything_of_the_result_is_shown(page: Page, result: Result) -> None:
     assert result.model.sha256 in page.text
 
 
+@pytest.mark.slow
 def test_no_word_of_praise(make_result: Any) -> None:
     text = Page(html.render(make_result("pass"))).text.lower()
     assert not re.search(r"\b(congratulations|good job|well done|great|excellent|all clear|safe)\b", text)
@@ -335,6 +336,7 @@ def test_large_result_stays_small_and_says_so(make_figures: Any) -> None:
     assert "see result.json" in page
 
 
+@pytest.mark.slow
 def test_pictures_of_a_gallery_are_shrunk_to_the_room_there_is() -> None:
     import base64
 
@@ -384,6 +386,7 @@ def test_only_small_pictures_keep_their_pixels(make_figures: Any) -> None:
     assert [a.get("class") for a in page.all("img")] == ["tiny", None]
 
 
+@pytest.mark.slow
 def test_normal_report_takes_less_than_three_seconds(result: Result) -> None:
     html.render(result)
     start = time.perf_counter()
@@ -391,10 +394,12 @@ def test_normal_report_takes_less_than_three_seconds(result: Result) -> None:
     assert time.perf_counter() - start < 3
 
 
+@pytest.mark.slow
 def test_size_of_a_normal_report(result: Result) -> None:
     assert len(html.render(result).encode()) < 500_000
 
 
+@pytest.mark.slow
 def test_reports_import_no_heavy_library() -> None:
     code = (
         "import sys, audit.report.html, audit.report.markdown, audit.report.charts, audit.report.text\n"

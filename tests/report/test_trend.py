@@ -174,6 +174,7 @@ def test_a_single_point_shows_its_interval_and_many_marks_have_no_words(tmp_path
     assert "network" not in drawn_marks
 
 
+@pytest.mark.slow
 def test_the_command_ends_with_4_where_there_is_nothing_to_draw(tmp_path: Path) -> None:
     out = str(tmp_path / "t.html")
     empty, full = tmp_path / "empty", tmp_path / "full"

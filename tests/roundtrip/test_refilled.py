@@ -82,6 +82,7 @@ def test_the_librarys_own_loaders_read_what_was_written(tmp_path: Path) -> None:
         assert torch.allclose(got, wanted, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_but_weights_changes_in_an_archive(tmp_path: Path) -> None:
     path, graph = saved("vgg", "pt2", tmp_path)
     change(graph)

@@ -21,6 +21,7 @@ def test_what_gradients_miss_a_gradient_free_attack_breaks(trained, before):
     assert evidence.id in (check.reason or "")
 
 
+@pytest.mark.slow
 def test_its_examples_count(trained):
     """Where PGD is blind, the robust accuracy falls by what Square finds on the samples that it looked at."""
     net, data = trained

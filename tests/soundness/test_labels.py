@@ -116,6 +116,7 @@ def test_its_twin_with_plenty_of_clean_labels_is_not_accused(seed):
 # --- nine people ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_nine_people_who_fared_badly_by_chance_accuse_nobody_and_prove_nothing():
     """Other tools report the gap of such a group as a fact: nine people, of whom none, or all, happen to be selected."""
     from fairlearn.metrics import demographic_parity_difference

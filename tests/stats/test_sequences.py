@@ -81,6 +81,7 @@ def test_the_capital_is_worth_its_limit_and_the_interval_is_wider_than_an_exact_
         assert stats.sequential_p(k, n, high, "min") == pytest.approx(tail, rel=1e-4)
 
 
+@pytest.mark.slow
 @given(counts, st.floats(0.001, 0.999))
 @settings(max_examples=100, deadline=None)
 def test_p_is_small_exactly_where_the_limits_lie_beyond(count, limit):
