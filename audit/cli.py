@@ -78,7 +78,7 @@ Settings = Annotated[
 ]
 ChosenChecks = Annotated[str | None, typer.Option(help="Checks to run, ID,ID; unstated: all.", rich_help_panel=CHECKS)]
 SkippedChecks = Annotated[str | None, typer.Option(help="Checks to leave out, ID,ID.", rich_help_panel=CHECKS)]
-Norms = Annotated[str | None, typer.Option(help="linf, l2, or linf,l2.", rich_help_panel=CHECKS)]
+Norms = Annotated[str | None, typer.Option(help="linf, l2, l1, l0, or several: linf,l2.", rich_help_panel=CHECKS)]
 Radii = Annotated[
     str | None,
     typer.Option(help="Radius of each norm in input units, before --mean and --std: 0.3, 8/255.", rich_help_panel=CHECKS),

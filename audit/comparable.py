@@ -25,6 +25,9 @@ DESCRIPTIVE = {
     "performance.overfitting_gap": {"reference", "test", "n_reference"},
     "performance.*.recall": {"index"},
     "calibration.ece": {"bins"},  # a bin goes where scores tie; the option of that name is looked at instead
+    "robustness.smoothed.*": {"abstained"},
+    "robustness.universal.accuracy": {"fitted_on"},
+    "robustness.patch.accuracy": {"fitted_on"},
     "corruption.patch.*": {"top", "left", "bright", "class"},
     "anomaly.*": {"calibration_samples"},
     "explanation.agreement.*": {"*"},
@@ -42,7 +45,13 @@ _HARMLESS = {
     "explanation": {"methods", "samples", "show"},
     "fairness": {"min_group_size", "min_labelled", "names", "positive", "intersections", "attributes", "gap"},
 }
-_OPTION_ALONE = {("performance", "bins"): "calibration.*"}
+_OPTION_ALONE = {
+    ("performance", "bins"): "calibration.*",
+    ("robustness", "spatial"): "robustness.spatial.*",
+    ("robustness", "smoothing"): "robustness.smoothed.*",
+    ("robustness", "universal"): "robustness.universal.*",
+    ("robustness", "patch"): "robustness.patch.*",
+}
 # A profile sets what is not stated: the rows that a detector is fitted on, the effort of explainers.
 _BY_PROFILE = {"anomaly.*": "rows", "explanation.*": "background"}
 _BY_PROFILE_ALONE = (

@@ -11,10 +11,10 @@ import json
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -31,6 +31,7 @@ MOST = 2**63 - 1  # of a whole number: readers of result.json in other languages
 MOST_SAMPLES = 2**31 - 1  # of a batch
 TOO_DEEP = f"its tables or lists are nested more than {MOST_NESTED} deep"
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+BRANCH = re.compile(r"bool|str|int|float|(literal|list|tuple|dict|function-\w+)\[.*\]|[A-Z]\w*Options")
 CODE_OPTIONS = {"arch", "arch_args", "preprocess", "trust_model", "trust"}
 
 
@@ -309,20 +310,44 @@ def validate(model: type[Any], values: Mapping[str, Any], section: str) -> Any:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = [str(part) for part in (*([section] if section else []), *first["loc"])]
+        first, alternatives = _told(error.errors())
+        end = len(first["loc"]) - 1 if first["type"] == "extra_forbidden" else 0  # the user's own word, whatever it is
+        kept = [str(part) for i, part in enumerate(first["loc"]) if i in (0, end) or not _is_branch(part)]
+        where = [*([section] if section else []), *kept]
         name = ".".join(where)
         if first["type"] == "extra_forbidden":
             fields = _fields_at(model, first["loc"][:-1])
             raise UsageError(f"no option {name!r}; {closest(where[-1], fields)}") from None
         if first["type"] == "missing":
             raise UsageError(f"{name!r} is missing: it has no default") from None
-        what = first["msg"].removeprefix("Value error, ")
+        said = ", or ".join(one["msg"].removeprefix("Value error, ") for one in alternatives)
+        what = re.sub(r"dictionary or instance of \w+", "table", said)
         raise UsageError(f"{name or 'the configuration'}: {what}, got {str(first.get('input'))[:80]!r}") from None
 
 
+def _told(errors: Sequence[Any]) -> tuple[Any, list[Any]]:
+    """Return the error to tell, and those that are as near: of an option that is one thing or another, each says what it lacks.
+
+    The one that got furthest into the value is meant: of ``true`` or a table, a table with a wrong key was meant as a table.
+    """
+    same = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
+    told = max(same, key=lambda one: len(one["loc"]))
+    if len(told["loc"]) < 2 or not _is_branch(told["loc"][-1]):
+        return told, [told]
+    return told, [one for one in same if one["loc"][:-1] == told["loc"][:-1] and _is_branch(one["loc"][-1])]
+
+
+def _is_branch(part: int | str) -> bool:
+    """Tell whether a part of an error's place is pydantic's name for a kind of value, and no key of the user's."""
+    return isinstance(part, str) and BRANCH.fullmatch(part) is not None
+
+
 def _fields_at(model: Any, path: tuple[int | str, ...]) -> list[str]:
+    annotation: Any = None
     for part in path:
+        if _is_branch(part):
+            model = next((kind for kind in get_args(annotation) if getattr(kind, "__name__", "") == part), model)
+            continue
         field = getattr(model, "model_fields", {}).get(part)
         annotation = field.annotation if field is not None else None
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):

@@ -10,6 +10,7 @@ from audit.errors import UsageError, closest
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
+    from audit.attacks.base import Attack
     from audit.checks.base import MetricDoc
 
 KINDS = ("checks", "options", "attacks", "detectors", "explainers", "formats", "metrics", "schema")
@@ -23,6 +24,13 @@ FORMATS = {
     "ONNX (.onnx)": "read where its operators are known; weights may lie in files beside it",
     "TorchScript archive": "refused: it is a program of its own; read with --trust-model",
     "any other pickle": "refused: it could execute code; read with --trust-model",
+}
+
+# Attacks with a threat model of their own, each with an option of its own in place of robustness.attacks.
+OTHER_ATTACKS = {
+    "spatial (robustness.spatial = true)": "Rotations and translations of images, until one is answered wrongly.",
+    "universal (linf, l2; robustness.universal = true)": "One change of all inputs, by stochastic projected gradient ascent.",
+    "patch (robustness.patch = true)": "A square patch, trained in expectation over places.",
 }
 
 
@@ -54,9 +62,9 @@ def show(what: str, *, markdown: bool = False) -> str:
 
         if markdown:
             return art.page()
-        return "\n".join(
-            f"{name}\n    {(attack.__doc__ or '').strip().splitlines()[0]}" for name, attack in attacks().items()
-        ) + (f"\nof ART, by robustness.art (docs/art.md)\n    {', '.join(art.names())}")
+        return "\n".join([*_attacks(attacks()), *(f"{name}\n    {said}" for name, said in OTHER_ATTACKS.items())]) + (
+            f"\nof ART, by robustness.art (docs/art.md)\n    {', '.join(art.names())}"
+        )
     if what == "explainers":
         from audit.explain import registry as explainers
 
@@ -66,6 +74,14 @@ def show(what: str, *, markdown: bool = False) -> str:
 
         return "\n".join(f"{name}\n    {(d.__doc__ or '').strip().splitlines()[0]}" for name, d in detectors().items())
     raise UsageError(f"nothing called {what!r} to list; {closest(what, list(KINDS))}")
+
+
+def _attacks(known: dict[str, type[Attack]]) -> list[str]:
+    """Return name and norms, and on the next line what it is, of each attack."""
+    return [
+        f"{name} ({', '.join(attack.norms)})\n    {(attack.__doc__ or '').strip().splitlines()[0]}"
+        for name, attack in known.items()
+    ]
 
 
 def options() -> str:

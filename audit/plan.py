@@ -16,6 +16,7 @@ from audit.errors import AuditError, UsageError, closest
 from audit.model.wrapper import Model
 
 RESERVED = ("model", "data", "run", "policy")  # sections of audit.toml, so no names for checks
+ONE_OF = {"<norm>": ("linf", "l2", "l1", "l0")}  # what a name in a row of docs/metrics.md stands for, where not for any
 STAGE_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")  # it names files
 
 
@@ -175,7 +176,11 @@ def _check_difference(limit: Limit) -> None:
 def is_of(metric: str, pattern: str) -> bool:
     """Tell whether a metric's id is one of those that a row of docs/metrics.md stands for."""
     parts, wanted = metric.split("."), pattern.split(".")
-    return len(parts) == len(wanted) and all(w.startswith("<") or w == p for p, w in zip(parts, wanted, strict=True))
+    return len(parts) == len(wanted) and all(_stands_for(w, p) for p, w in zip(parts, wanted, strict=True))
+
+
+def _stands_for(wanted: str, part: str) -> bool:
+    return part in ONE_OF.get(wanted, (part,)) if wanted.startswith("<") else wanted == part
 
 
 def _in_order(stages: Mapping[str, Stage]) -> list[Stage]:

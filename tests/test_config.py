@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from audit.config import Config, merge, parse_setting, read_toml, resolve
+from audit.checks.robustness import RobustnessOptions
+from audit.config import Config, merge, parse_setting, read_toml, resolve, validate
 from audit.errors import UsageError
 
 CHECKS = ["performance", "robustness"]
@@ -192,3 +194,19 @@ def test_files_that_are_no_configuration(tmp_path: Path):
     for name in ("latin.toml", "empty.toml", "pipe.toml", "absent.toml", "."):
         with pytest.raises(UsageError, match=r"configuration|TOML"):
             read_toml(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("given_", "message"),
+    [
+        ({"patch": {"share": 2}}, "robustness.patch.share: Input should be less than 1, got '2'"),
+        ({"patch": {"shar": 0.1}}, "no option 'robustness.patch.shar'; did you mean 'share'?"),
+        ({"patch": 3}, "unable to interpret input, or Input should be a valid table, got '3'"),
+        ({"integer": True}, "robustness.integer: Input should be 'auto', or Input should be a valid list, got 'True'"),
+        ({"bool": 1}, "no option 'robustness.bool'"),
+        ({"immutable": ["a", 3]}, "robustness.immutable.1: Input should be a valid string, got '3'"),
+    ],
+)
+def test_of_an_option_that_is_one_thing_or_another_the_one_that_was_meant_is_told(given_: dict[str, Any], message: str):
+    with pytest.raises(UsageError, match=re.escape(message)):
+        validate(RobustnessOptions, given_, "robustness")

@@ -44,6 +44,9 @@ def results(digits_net, diabetes_net) -> list[audit.Result]:
     regression = audit.run(demo_nets.TableNet(classes=1), "sklearn:diabetes", task="regression", **shared)
     digits = {"arch": arch + "DigitsNet", "checks": ["robustness"], "samples": 10}
     evaluated = ["robustness.evaluation=autoattack"]
+    # Options that are off by default: two threat models that are no norm, a smoothed network, one change for all.
+    evaluated += ["robustness.spatial=true", "robustness.smoothing={n0=10, n=20}"]
+    evaluated += ["robustness.universal={steps=4}", "robustness.patch={steps=4}"]
     with np.load(digits_net / "test.npz") as stored:
         x, y = stored["x"][:100].astype(np.float32), stored["y"][:100]
     labels = np.stack((y % 2, y > 4), axis=1).astype(np.int64)

@@ -361,7 +361,10 @@ def test_limits_on_every_documented_metric_are_taken():
 
     for each in registry().values():
         for doc in each.metrics:
-            metric, side = doc.id.replace("<", "").replace(">", ""), "min" if doc.direction == "higher" else "max"
+            metric, side = (
+                doc.id.replace("<norm>", "linf").replace("<", "").replace(">", ""),
+                "min" if doc.direction == "higher" else "max",
+            )
             check_limits(PolicySection(limit=[Limit(metric=metric, **{side: 0.5})]))
             with pytest.raises(UsageError, match=f"needs {side}"):
                 check_limits(PolicySection(limit=[Limit(metric=metric, **{"max" if side == "min" else "min": 0.5})]))

@@ -11,10 +11,13 @@ from audit.attacks.hop_skip_jump import HopSkipJump
 from audit.attacks.noise import UniformNoise
 from audit.attacks.pgd import PGD
 from audit.attacks.sigma_zero import SigmaZero
+from audit.attacks.sparse_search import SparseSearch
 from audit.attacks.square import Square
+from audit.attacks.tabu import Tabu
 
 ATTACKS: dict[str, type[Attack]] = {
-    attack.name: attack for attack in (PGD, FGSM, APGD, FAB, Square, UniformNoise, DDN, FMN, SigmaZero, HopSkipJump)
+    attack.name: attack
+    for attack in (PGD, FGSM, APGD, FAB, Square, UniformNoise, DDN, FMN, SigmaZero, Tabu, HopSkipJump, SparseSearch)
 }
 
 __all__ = [
@@ -30,7 +33,9 @@ __all__ = [
     "HopSkipJump",
     "MinimumNormAttack",
     "SigmaZero",
+    "SparseSearch",
     "Square",
+    "Tabu",
     "ThreatModel",
     "UniformNoise",
     "registry",

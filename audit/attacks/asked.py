@@ -14,6 +14,7 @@ from audit.attacks.geometry import Norm
 from audit.errors import UsageError, closest
 
 Source = Literal["attacks", "art"]
+OWN_OPTION = ("spatial", "universal", "patch")
 
 
 class Asked(BaseModel):
@@ -49,6 +50,11 @@ def make_attack(source: Source, asked: Asked, norm: Norm, eps: float, seed: int)
     from audit.attacks import registry
 
     known = registry()
+    if asked.name in OWN_OPTION:
+        raise UsageError(
+            f"robustness.attacks: {asked.name} has no radius or no example for each sample alone, and so an option of its own: "
+            f"robustness.{asked.name} = true"
+        )
     if asked.name not in known:
         near = closest(asked.name, list(known))
         raise UsageError(f"robustness.attacks: no attack {asked.name!r}; {near}; ART's belong in robustness.art")

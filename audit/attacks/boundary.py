@@ -36,12 +36,24 @@ class Run:
     direction: float
 
 
-def runs_of(goal: Goal, steps: int, restarts: int) -> list[Run]:
-    """Divide steps among runs; for regression half of them go up, half down, and the first of each begin at the input."""
+def runs_of(goal: Goal, steps: int, restarts: int, first: int = 0, lead: int = 0) -> list[Run]:
+    """Divide steps among runs, numbered from `first` on; for regression half of them go up, half down.
+
+    Run 0 begins at the input, and for regression run 1, too; all others begin at random. Those that begin at the input share
+    `lead` steps, the others the rest; all are equally long where `lead` is 0, or where none begins at the input.
+    """
     ways = 2 if goal.task == "regression" else 1
     count = min(steps, max(restarts, ways))
+    lead = lead if first == 0 and count > ways else 0
+    lengths = [*_parts(lead, ways), *_parts(steps - lead, count - ways)] if lead else _parts(steps, count)
+    runs = enumerate(lengths, start=first)
+    return [Run(number, length, number >= ways, 1.0 if number % 2 == 0 else -1.0) for number, length in runs]
+
+
+def _parts(steps: int, count: int) -> list[int]:
+    """Divide steps into `count` parts, as equal as whole numbers are."""
     ends = [steps * number // count for number in range(count + 1)]
-    return [Run(k, ends[k + 1] - ends[k], k >= ways, 1.0 if k % 2 == 0 else -1.0) for k in range(count)]
+    return [ends[k + 1] - ends[k] for k in range(count)]
 
 
 @dataclass(frozen=True)
@@ -94,8 +106,8 @@ class Search:
     ----------
     found : Candidates
         What `Attack.run` returns.
-    best : Sight
-        The closest example so far of each sample; its size is infinite where none was found.
+    best, run_best : Sight
+        The closest example so far of each sample, of all runs and of this one; its size is infinite where none was found.
     low, high : Tensor like x
         The box, as changes in units of the radius.
     width : Tensor (n,)
@@ -116,13 +128,14 @@ class Search:
         self.most = size_of(self.high.maximum(-self.low).clamp_max(ENDLESS), ball.norm)
         far = torch.full_like(self.width, torch.inf)
         zero = torch.zeros_like(x)
-        self.best = Sight(zero, far, zero, torch.zeros_like(far), torch.zeros_like(self.found.broken))
+        self.nothing = Sight(zero, far, zero, torch.zeros_like(far), torch.zeros_like(self.found.broken))
+        self.best = self.run_best = self.nothing
         self.direction = 1.0
         self.looks = 0
 
-    def known(self) -> Tensor:
-        """Tell which samples have an example, (n,)."""
-        return self.best.hit
+    def begin(self, run: Run) -> None:
+        """Begin a run, with no example of its own yet."""
+        self.direction, self.run_best = run.direction, self.nothing
 
     def see(self, u: Tensor) -> Sight:
         """Look at the changes `u`, brought into the box, and keep those that are the closest examples so far."""
@@ -144,6 +157,7 @@ class Search:
         seen = Sight(u, size_of(u, self.norm), gradient, excess, hit)
         closer = hit & (seen.size < self.best.size)
         self.best = seen.where(closer, self.best)
+        self.run_best = seen.where(hit & (seen.size < self.run_best.size), self.run_best)
         found.x_adv.copy_(torch.where(per_sample(closer, point), point, found.x_adv))
         found.broken.logical_or_(closer)
         return seen
@@ -186,16 +200,10 @@ class Search:
         return classes.shape[1] + 1
 
     def elsewhere(self, draw: int) -> Tensor:
-        """Return random changes about as large as the closest example so far; as large as the box where there is none."""
+        """Return random changes about as large in L∞ as the closest example so far; as the box where there is none."""
         shape = tuple(self.region.x.shape[1:])
         noise = uniform_noise(self.ids, shape, seed=self.seed, purpose=f"{self.purpose}.start", draw=draw).to(self.low)
-        size = self.best.size.where(self.best.hit, self.width)
-        if self.norm in ("l2", "l1"):
-            noise = noise / per_sample(size_of(noise, self.norm).clamp_min(1e-30), noise)
-        elif self.norm == "l0":
-            few = within(noise, "l0", size)
-            return few.sign() * per_sample(self.width, noise)
-        return noise * per_sample(size, noise)
+        return noise * per_sample(size_of(self.best.u, "linf").where(self.best.hit, self.width), noise)
 
     def anywhere(self, draw: int) -> Tensor:
         """Return random changes of all inputs, to places of the box."""
@@ -204,13 +212,15 @@ class Search:
         return (noise * per_sample(self.width, noise)).maximum(self.low).minimum(self.high)
 
     def walk(self, steps: int, seen: Sight) -> None:
-        """Walk along the boundary to where it comes closest, beginning at the closest example so far, or else at `seen`.
+        """Walk along the boundary to where it comes closest, beginning at the run's closest example, or else at `seen`.
+
+        Not at the closest of all runs, which was walked to before: another place of the boundary may lead closer.
 
         Each step goes to the smallest change that is beyond the boundary as the last look has it, linearised there, and
         within a shrinking L∞ distance of that look (Brendel et al. 2019, "Accurate, reliable and fast robustness evaluation",
         equation 2, whose trust region is of L2; within L∞ the answer has a closed form in all four norms).
         """
-        seen = self.best.where(self.known(), seen)
+        seen = self.run_best.where(self.run_best.hit, seen)
         for k in range(steps):
             share = max((1 + math.cos(math.pi * k / steps)) / 2, LAST_TRUST)
             near = size_of(seen.u, "linf") if self.norm in ("linf", "l2") else self.width

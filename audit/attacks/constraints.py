@@ -275,11 +275,26 @@ class Rules:
 
     def direction(self, gradient: Tensor) -> Tensor:
         """Return the sign of the gradient; in a one-hot group its size beside the others of the group, for there one wins."""
-        out = gradient.sign()
+        out, between = gradient.sign(), self.between(gradient)
+        for group in self.groups:
+            part = between[:, group]
+            out[:, group] = part / part.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(part.dtype).tiny)
+        return out
+
+    def between(self, gradient: Tensor) -> Tensor:
+        """Return the gradient, measured in each one-hot group from the middle between its highest column and the others' mean.
+
+        A group keeps its sum, so that only differences count: the highest column rises, what is far below it falls. Measured
+        from 0, a clean category whose own slope is 0 would stay, and the highest come level with it at most.
+        """
+        if not self.groups:
+            return gradient
+        out = gradient.clone()
         for group in self.groups:
             part = gradient[:, group]
-            part = part - part.mean(dim=1, keepdim=True)
-            out[:, group] = part / part.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(part.dtype).tiny)
+            best = part.amax(dim=1, keepdim=True)
+            others = (part.sum(dim=1, keepdim=True) - best) / (len(group) - 1)
+            out[:, group] = part - (best + others) / 2
         return out
 
     def _filled(self, x: Tensor, z: Tensor, point: Tensor, low: Tensor, high: Tensor, fill: Filling) -> Tensor:
@@ -297,7 +312,7 @@ class Rules:
         return torch.where(can & paid, further, least)
 
     def _categories(self, x: Tensor, z: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        """Return `z` with each group at its highest column of those that may be reached, the clean one where none is higher."""
+        """Return `z` with each group at its highest column of those that may be reached, the clean one where that is higher."""
         out, gains, wins = z.clone(), [], []
         for group in self.groups:
             old, value = x[:, group], z[:, group]
@@ -311,7 +326,7 @@ class Rules:
             gains.append(best.values - now)
             wins.append(torch.nn.functional.one_hot(best.indices, len(group)).to(x))
         gain = torch.stack(gains, dim=1) if gains else x[:, :0]
-        keep = gain > 0
+        keep = gain >= 0  # a column that has come level with the clean one has moved its way, or the clean one down
         if self.most is not None and self.most < len(self.groups):
             order = gain.argsort(dim=1, descending=True, stable=True).argsort(dim=1, stable=True)
             keep &= order < self.most

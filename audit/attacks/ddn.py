@@ -62,7 +62,7 @@ class DDN(MinimumNormAttack):
         """Attack a batch; see `Attack.run`."""
         search = Search(model, x, goal, ball, ids, seed=self.seed, purpose=self.name)
         for run in runs_of(goal, self.steps, 1):
-            search.direction = run.direction
+            search.begin(run)
             walk = int(self.walk * run.steps)
             search.walk(walk, self._search(search, run.steps - walk))
         return search.found

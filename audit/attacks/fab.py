@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from audit.attacks.base import Candidates, MinimumNormAttack, output_of
+from audit.attacks.constraints import NEAREST
 from audit.attacks.geometry import Ball, Norm, Region, per_sample, size_of
 from audit.attacks.goal import Goal
 from audit.attacks.steps import largest_entry, observe
@@ -18,6 +19,7 @@ LOOK_EVERY = 5  # steps between looks at who has left: each look is a sync on a 
 TOWARDS_CLEAN = 0.1  # alpha_max, eta and beta of the paper, section 2.6 and appendix
 OVERSHOOT = 1.05
 BACK = 0.9
+FLIP = 1e3  # a category outside the radius changes where that gains more than this part of the largest slope
 
 
 class FAB(MinimumNormAttack):
@@ -29,7 +31,13 @@ class FAB(MinimumNormAttack):
     little towards the clean input; a point that is broken is pulled back towards the clean input by a tenth.
 
     The authors look again at the point that was pulled back: two forwards and one backward a step. Here the linearisation at
-    the broken point itself, which lies nearer to the boundary, serves for it: one forward and one backward.
+    the broken point itself, which lies nearer to the boundary, serves for it: one forward and one backward. That comes closer,
+    but stays where it is; where an example within the radius is all that is wanted (`until_within`), a pulled-back point is the
+    next step of its own in the first half of the steps. Of 37 images of an adversarially trained MNIST network on which attacks
+    in L2 disagree, 12 are broken so, 2 without it, 7 by the authors' way at twice the forwards.
+
+    Under constraints of tables the path is one of allowed points (see `Region.follow`). Categories outside the radius cost
+    nothing: they are chosen first, by their slopes.
 
     Parameters
     ----------
@@ -98,7 +106,10 @@ class FAB(MinimumNormAttack):
                     gradient, lead, hit = gradient[keep], lead[keep], hit[keep]
                 if len(rows) == 0:
                     return
-            point = _advance(region, point, gradient.nan_to_num(0.0, 0.0, 0.0), lead.nan_to_num(0.0, 0.0, 0.0), hit)
+            ahead = _advance(region, point, gradient.nan_to_num(0.0, 0.0, 0.0), lead.nan_to_num(0.0, 0.0, 0.0), hit)
+            if self.until_within and k < self.steps // 2:
+                ahead = torch.where(per_sample(hit, point), region.follow(torch.lerp(region.x, point, BACK)), ahead)
+            point = ahead
         # The last point was not looked at yet: one forward says what came of it.
         self._note(found, distance, rows, region, goal, direction, point, output_of(model, point))
 
@@ -138,6 +149,8 @@ def _advance(region: Region, point: Tensor, gradient: Tensor, lead: Tensor, hit:
     """Return the next point of each sample: beyond the boundary that the gradient sees, between point and clean input."""
     x, ball = region.x, region.ball
     back = torch.where(per_sample(hit, point), torch.lerp(x, point, BACK), point)
+    if ball.rules is not None:
+        back, x = _with_categories(region, back, gradient), _with_categories(region, x, gradient)
     starts = torch.cat((back, x))
     gap = -torch.cat((lead, lead)) - (torch.cat((gradient, gradient)) * (starts - torch.cat((point, point)))).flatten(1).sum(
         dim=1
@@ -147,7 +160,18 @@ def _advance(region: Region, point: Tensor, gradient: Tensor, lead: Tensor, hit:
     near, far = size.chunk(2)
     share = per_sample((near / (near + far)).clamp_max(TOWARDS_CLEAN), x)
     first, second = (starts + OVERSHOOT * move).chunk(2)
-    return region.project(torch.lerp(first, second, share))
+    return region.follow(torch.lerp(first, second, share))
+
+
+def _with_categories(region: Region, point: Tensor, gradient: Tensor) -> Tensor:
+    """Return the points with those categories outside the radius that the gradient asks for most."""
+    rules = region.ball.rules
+    if rules is None or rules.most is None:
+        return point
+    slope = torch.where(rules.free, gradient, 0.0)
+    size = per_sample(largest_entry(slope).clamp_min(torch.finfo(slope.dtype).tiny), slope)
+    chosen = rules.settle(region.x, region.x + slope / size * FLIP, region.low, region.high, up=NEAREST, change=True)
+    return torch.where(rules.free, chosen, point)
 
 
 def onto_plane(start: Tensor, normal: Tensor, gap: Tensor, region: Region) -> Tensor:

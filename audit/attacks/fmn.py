@@ -16,13 +16,16 @@ from audit.errors import UsageError
 from audit.model.wrapper import Model
 
 GAMMA = (0.05, 0.001)  # by how much the radius changes in the first and in the last step (Pintor et al. 2021, section 3)
-GAMMA_FAR = 0.3  # from a random place of the box, the ball has a long way to shrink
+GAMMA_FAR = 0.3  # from a random place of the box, the ball has a long way to shrink; 0.15 and 0.5 did no better
 LAST_STEP = 0.01  # of the first
 BOLD = {"linf": 1.0, "l2": 3.0, "l1": 3.0, "l0": 3.0}  # times the step, until a sample is broken
 WALK = 0.3  # share of the steps: 0.3 to 0.5 did better than none in L2, L1 and L0, and as well in L∞
-GUIDES: dict[Norm, tuple[Norm, ...]] = {"linf": ("linf",), "l2": ("l2",), "l1": ("l1", "l2"), "l0": ("l0", "l2")}
-TARGETS = {"linf": 3, "l2": 1, "l1": 1, "l0": 1}  # 3 did better in L∞ on two MNIST networks, and not in the other norms
-RUN = 100  # steps after which another run did better than a longer one; but in L∞, two of half as many did better than one
+FAR = {"l2": 0.5, "l1": 1.0, "l0": 1.0}  # how far off random places are, of the box's width; half did worse in L1, all in L2
+WALK_FAR = {"l2": 5 / 3, "l1": 1.0, "l0": 1.0}  # how much longer the walk is of a run that begins there
+TARGETS = {"linf": 3, "l2": 3, "l1": 1, "l0": 1}  # 3 did better in L∞ and L2, and not in the other norms
+# Steps of a run from a random place. In L∞ all are as long as the first; in L2, 10 steps did worse, as did 50 in L1 and L2.
+RUN = {"linf": 100, "l2": 20, "l1": 30, "l0": 30}
+LEAD = (20, 0.2)  # steps of the first run, and share of all: but for adversarially trained networks, it is the one that counts
 
 
 class FMN(MinimumNormAttack):
@@ -34,8 +37,9 @@ class FMN(MinimumNormAttack):
 
     Five things are other than in the paper. Steps in L∞ go along the sign of the gradient, and steps in L∞ and L2 are in units
     of the ball's radius. A sample that was not broken yet takes steps three times as long (but in L∞). The last steps walk
-    along the boundary (`Search.walk`). In L∞ the first run has a
-    target. A long attack begins again at random rather than take shorter steps.
+    along the boundary (`Search.walk`). In L∞ and L2 the first run has a target. A long attack begins again at random rather
+    than take shorter steps; in norms other than L∞ it begins far away, and approaches in L2: from the input, the gradient of an
+    adversarially trained network leads to examples that are not the closest.
 
     Parameters
     ----------
@@ -44,14 +48,16 @@ class FMN(MinimumNormAttack):
     steps
         Looks at the network a sample, one forward and one backward each, over all runs.
     restarts
-        Runs among which the steps are divided, the first from the input, the others from random points about as far away as
-        the closest example so far, in L1 and L0 in turn with random places of the whole box, approached in L2; one for each 100
-        steps where None, but from 100 steps on at least two, except in L∞.
+        Runs of equal length, the first from the input, the others from random points: in L∞ about as far away as the closest
+        example so far, in other norms anywhere in the box (in L2 half of the way there). Where None, in L∞ one for each 100
+        steps, in other norms a first run of 20 steps and a fifth of all, and then runs of about 20 (L2) or 30.
     targets
         Classes whose boundaries are compared at the input, one look each (at most a tenth of the run's steps), for the first
-        run to go to the nearest; no comparison where 1. Where None, 3 in L∞ and 1 in other norms.
+        run to go to the nearest; no comparison where 1. Where None, 3 in L∞ and L2, 1 in other norms.
     walk
-        Share of the steps at the end of each run that walk along the boundary.
+        Share of the steps at the end of each run that walk along the boundary; more from random points in L2.
+    first
+        Number of the first run: from 1 on (for regression from 2 on) none begins at the input, as another attack's may have.
     """
 
     name = "fmn"
@@ -66,6 +72,7 @@ class FMN(MinimumNormAttack):
         restarts: int | None = None,
         targets: int | None = None,
         walk: float = WALK,
+        first: int = 0,
         seed: int = 0,
     ) -> None:
         super().__init__(norm, eps, seed=seed)
@@ -73,33 +80,36 @@ class FMN(MinimumNormAttack):
             raise UsageError(f"steps must be at least 1 and walk in [0, 1), got {steps} and {walk}")
         if restarts is not None and not 1 <= restarts <= steps:
             raise UsageError(f"restarts must be between 1 and the number of steps ({steps}), got {restarts}")
-        self.steps, self.walk = steps, walk
+        self.steps, self.walk, self.first = steps, walk, first
         self.targets = TARGETS[norm] if targets is None else targets
-        self.restarts = default_restarts(norm, steps) if restarts is None else restarts
+        self.lead = min(steps, int(LEAD[0] + LEAD[1] * steps)) if norm != "linf" and restarts is None else 0
+        self.restarts = default_restarts(norm, steps - self.lead) if restarts is None else restarts
 
     def run(self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor) -> Candidates:
         """Attack a batch; see `Attack.run`."""
         search = Search(model, x, goal, ball, ids, seed=self.seed, purpose=self.name)
-        guides = GUIDES[ball.norm]
-        for run in runs_of(goal, self.steps, self.restarts):
-            search.direction = run.direction
-            guide = guides[run.number % len(guides)] if run.random else ball.norm
-            start = torch.zeros_like(x)
-            if run.random:
-                start = search.elsewhere(run.number) if guide == ball.norm else search.anywhere(run.number)
+        for run in runs_of(goal, self.steps, self.restarts, self.first, self.lead):
+            search.begin(run)
             search.goal = goal
+            if run.random and ball.norm != "linf":
+                start = FAR[ball.norm] * search.anywhere(run.number)
+                walk = min(int(WALK_FAR[ball.norm] * self.walk * run.steps), run.steps - 1)
+                search.walk(walk, self._search(search, "l2", start, run.steps - walk, GAMMA_FAR))
+                continue
+            start = search.elsewhere(run.number) if run.random else torch.zeros_like(x)
             steps = run.steps - (0 if run.number else search.aim(min(self.targets, run.steps // 10)))
             walk = int(self.walk * steps)
-            search.walk(walk, self._search(search, guide, start, steps - walk))
+            search.walk(walk, self._search(search, ball.norm, start, steps - walk, GAMMA[0]))
         return search.found
 
-    def _search(self, search: Search, norm: Norm, start: Tensor, steps: int) -> Sight:
-        """Run in balls of `norm`, and return the last look."""
+    def _search(self, search: Search, norm: Norm, start: Tensor, steps: int, fastest: float) -> Sight:
+        """Run in balls of `norm`, which change by `fastest` in the first step, and return the last look."""
         u, width = start, search.width
         most = size_of(search.high.maximum(-search.low).clamp_max(ENDLESS), norm)
         radius, best = (torch.full_like(width, torch.inf) for _ in range(2))
         known = torch.zeros_like(search.best.hit)  # in this run
-        if norm == search.norm:
+        if norm == search.norm and fastest == GAMMA[0]:
+            # From far away, a ball as small as the closest example of all would leave no room to come down elsewhere.
             best = search.best.size
         for k in range(steps):
             seen = search.see(u)
@@ -109,7 +119,7 @@ class FMN(MinimumNormAttack):
             size = size_of(seen.u, norm)
             best = torch.where(seen.hit, best.minimum(size), best)
             share = (1 + math.cos(math.pi * k / steps)) / 2
-            gamma = GAMMA[1] + ((GAMMA[0] if norm == search.norm else GAMMA_FAR) - GAMMA[1]) * share
+            gamma = GAMMA[1] + (fastest - GAMMA[1]) * share
             if norm == "l0":
                 radius = _fewest(seen.hit, size, best, radius, gamma)
             else:
@@ -126,9 +136,8 @@ class FMN(MinimumNormAttack):
 
 
 def default_restarts(norm: Norm, steps: int) -> int:
-    """Return the number of runs among which to divide the steps."""
-    few = 2 if norm != "linf" and steps >= RUN else 1
-    return max(few, steps // RUN)
+    """Return the number of runs among which to divide the steps that the first run leaves (L∞: all steps)."""
+    return max(1, steps // RUN[norm]) if norm == "linf" else 1 + round(steps / RUN[norm])
 
 
 def _fewest(hit: Tensor, size: Tensor, best: Tensor, radius: Tensor, gamma: float) -> Tensor:

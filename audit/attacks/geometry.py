@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
@@ -78,6 +78,8 @@ class ThreatModel:
         """Raise a UsageError where the radius is not between 0 and the size of the box of a sample of this shape."""
         if self.norm not in NORMS:
             raise UsageError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        if isinstance(cast(object, self.eps), str):
+            raise UsageError(f"eps must be a number, as in eps=8/255 without quotes, got {self.eps!r}")
         if self.constraints:
             if len(shape) != 1:
                 raise UsageError(f"constraints are for tables, whose samples have one axis; these have shape {shape}")
@@ -85,7 +87,7 @@ class ThreatModel:
         most = self.reach(shape)
         if not 0 <= self.eps <= most:
             size = {"linf": "width", "l2": "diagonal", "l1": "sum of the sides", "l0": "number of inputs"}[self.norm]
-            hint = f": did you mean {self.eps:g}/255?" if self.eps > most and most <= 1 else ""
+            hint = f": did you mean {self.eps:g}/255?" if most <= 1 and most < self.eps <= 255 * most else ""
             raise UsageError(f"eps must be between 0 and the {size} of the box ({most:g}), got {self.eps:g}{hint}")
 
     def _scale(self) -> NDArray[np.float64]:
@@ -187,6 +189,8 @@ class Ball:
         ulp = torch.finfo(x.dtype).eps
         # Each input may be off by its own rounding: a wide column must not lend its slack to a narrow one.
         slack = 2 * ulp * torch.maximum(x.abs(), x_adv.abs()).double()
+        if self.scale is not None:
+            slack = torch.where(self.scale > 0, slack, 0.0)  # a fixed input is not changed by anything
         delta = ((x_adv.double() - x.double()).abs() - slack).clamp_min(0.0)
         # In L0 a change is one however small it is.
         near = self._size(x_adv.double() - x.double() if self.norm == "l0" else delta) <= self.eps * (1 + 4 * ulp)
@@ -247,7 +251,7 @@ class Region:
 
     def clip(self, point: Tensor) -> Tensor:
         """Bring points into the box; for L∞ into the radius, too."""
-        return torch.minimum(torch.maximum(point, self.low), self.high)
+        return torch.clamp(point, self.low, self.high)
 
     def project(self, point: Tensor) -> Tensor:
         """Bring points to ones that are allowed: into box and radius (see `nearest`), and to the constraints (see `settle`)."""
@@ -272,6 +276,11 @@ class Region:
         """Return the sign of the gradient; between the columns of a one-hot group, of which one wins, their sizes count."""
         rules = self.ball.rules
         return gradient.sign() if rules is None else rules.direction(gradient)
+
+    def slopes(self, gradient: Tensor) -> Tensor:
+        """Return the gradient in units of the radius; within a one-hot group as `Rules.between` has it."""
+        gradient = gradient if self.ball.rules is None else self.ball.rules.between(gradient)
+        return gradient if self.ball.scale is None else gradient * self.ball.scale
 
     def settle(self, point: Tensor) -> Tensor:
         """Bring points of box and radius to ones that keep the constraints as well; the same points where there are none.
@@ -336,7 +345,7 @@ class Region:
         if ball.norm == "l2":
             delta = point - x
             length = l2_norm(ball.scaled(delta))
-            return self.clip(x + delta * per_sample((ball.eps / length.clamp_min(1e-12)).clamp_max(1.0), delta))
+            return self.clip(delta.mul_(per_sample((ball.eps / length.clamp_min(1e-12)).clamp_max(1.0), delta)).add_(x))
         if ball.norm == "l0":
             return self._fewest(self.clip(point))
         unit = ball.unit()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from audit.attacks.fitted import FittedAttack
@@ -38,6 +40,8 @@ class Patch(FittedAttack):
         the upper left corner always.
     steps
         Gradient steps of 64 images; for regression up alone.
+    box
+        Lowest and highest value, each broadcastable to one image; the model's bounds where None.
     seed
         See `FittedAttack`.
     """
@@ -45,7 +49,13 @@ class Patch(FittedAttack):
     name = "patch"
 
     def __init__(
-        self, *, share: float = 0.05, place: Literal["random", "corner"] = "random", steps: int = 300, seed: int = 0
+        self,
+        *,
+        share: float = 0.05,
+        place: Literal["random", "corner"] = "random",
+        steps: int = 300,
+        box: tuple[ArrayLike, ArrayLike] | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(seed=seed)
         if not 0 < share < 1 or steps < 1 or place not in ("random", "corner"):
@@ -53,15 +63,16 @@ class Patch(FittedAttack):
                 "share must lie between 0 and 1, steps be at least 1 and place be random or corner; "
                 f"got {share:g}, {steps} and {place!r}"
             )
-        self.share, self.place, self.steps = share, place, steps
+        self.share, self.place, self.steps, self.box = share, place, steps, box
 
     def fit(self, model: Model, x: Tensor, goal: Goal, ids: Tensor) -> Tensor:
         """Return the patch, (channels, side, side)."""
         if x.ndim != 4:
             raise UsageError(f"a patch is for images of shape (n, channels, height, width), got {tuple(x.shape)}")
-        if model.bounds is None:
+        bounds = model.bounds if self.box is None else self.box
+        if bounds is None:
             raise UsageError("a patch needs to know which values are allowed: Model(…, bounds=(0, 1))")
-        low, high = (torch.as_tensor(side).to(x).expand(x.shape[1:]).flatten(1) for side in model.bounds)
+        low, high = (torch.as_tensor(np.asarray(side)).to(x).expand(x.shape[1:]).flatten(1) for side in bounds)
         # A bound of its own for each pixel would forbid to move the patch: the narrowest box of each channel is taken.
         low, high = low.amax(dim=1)[:, None, None], high.amin(dim=1)[:, None, None]
         side, trial = self.side(x), max(1, self.steps // (2 * STARTS))

@@ -62,6 +62,10 @@ class PGD(Attack):
         super().__init__(norm, eps, seed=seed)
         if steps < 1 or restarts < 1:
             raise UsageError(f"steps and restarts must be at least 1, got {steps} and {restarts}")
+        if step_size is not None and not 0 < step_size < math.inf:
+            raise UsageError(f"step_size must be above 0 and finite, got {step_size}")
+        if loss not in ("ce", "margin", "both"):
+            raise UsageError(f"loss must be ce, margin or both, got {loss!r}")
         self.steps, self.restarts, self.random_start = steps, restarts, random_start
         self.step_size, self.loss = step_size, loss
 

@@ -20,17 +20,21 @@ from audit.model.wrapper import Model
 from audit.result import Evidence
 
 FLAT_DRAWS = 10
-SLOPE_DRAWS, SLOPE_LENGTHS = 20, (0.2, 0.05, 0.02, 0.01)
+# Activations rounded to eight bits, straight through, make steps that only long directions average: an honest such network had
+# a median of 0.84 where the longest was 0.2, and has 0.96 where it is 0.5.
+SLOPE_DRAWS, SLOPE_LENGTHS = 20, (0.5, 0.2, 0.05, 0.01)
 # Honest networks of seven kinds had medians from 0.91 (adversarially trained, at its own radius) to 1.00; backwards that were
 # shifted, transposed, random, noisy, partly detached, or of a blurred or other network from -0.9 to 0.85.
 TRUE_MEDIAN, TRUE_SHARE = 0.88, 0.9
 HIDDEN = 0.01  # share of samples whose gradient something may hide: the robust accuracy is off by no more than that
 SOMEWHERE = 0.5  # share of samples that must meet a gradient somewhere: hard labels 0 to 3 %, dead units 90 %, others all
 FOLLOWED = 0.95  # share of samples on which following the gradient must lead somewhere; a few sit on a ridge
+FEWEST = 5  # samples among which a single one may be an exception
 FALLS = 0.05  # of all samples
 MASKED = 0.02  # of all samples: what a gradient-free attack may break for sure, and gradients not
 MISSED = 0.01  # share of samples that noise may break and the attack not: a few lie on the boundary itself
 DOUBLED = 0.01  # of all samples: what the last doubling of the budget may break; it must be more than one sample, too
+FURTHER = (0.0, 1e-4, 1e-2)  # share of its change by which an example may be moved on to hold at batch size 1
 SATURATED = 0.01  # share of samples whose probability may be exactly 1
 
 Bits = NDArray[np.bool_]
@@ -82,15 +86,13 @@ def gradient_correlation(model: Model, x: Tensor, y: Tensor, ids: Tensor, threat
     """Correlate the gradient with what the loss really does, (n,); NaN where neither moves.
 
     At a random point of the ball, the change of the loss from ``−u`` to ``+u`` is held against ``gradient · u`` for random
-    directions u of four lengths, from a fifth to a hundredth of the radius: long ones show a gradient that is true only
+    directions u of four lengths, from half to a hundredth of the radius: long ones show a gradient that is true only
     within a hair's breadth, short ones follow the kinks of an honest network. Each sample counts at its best length.
     """
 
     def correlate(inputs: Tensor, labels: Tensor, batch_ids: Tensor) -> tuple[Tensor, ...]:
         ball, shape = threat.on(inputs), tuple(inputs.shape[1:])
-        low, high = ball.limits(inputs)
-        start = random_in_ball(batch_ids, shape, ball, seed=seed, purpose="slope.start", draw=0).to(inputs)
-        point = torch.minimum(torch.maximum(inputs + start * ball.unit(), low), high)
+        point = ball.around(inputs).random(batch_ids, seed=seed, purpose="slope.start")
         loss = fixed_loss(Goal(model.task or "", labels), output_of(model, point))
         gradient = model.gradient(loss, point)[0].nan_to_num(0.0, 0.0, 0.0)
         best = torch.full((len(inputs),), torch.nan, dtype=torch.float64, device=inputs.device)
@@ -98,8 +100,14 @@ def gradient_correlation(model: Model, x: Tensor, y: Tensor, ids: Tensor, threat
             moved, told = [], []
             for draw in range(SLOPE_DRAWS):
                 u = random_in_ball(batch_ids, shape, ball, seed=seed, purpose="slope", draw=draw).to(inputs)
-                u = u.sign() * ball.eps if threat.norm == "linf" else u / per_sample(l2_norm(u), u) * ball.eps
+                if threat.norm == "linf":
+                    u = u.sign() * ball.eps
+                elif threat.norm == "l2":
+                    u = u / per_sample(l2_norm(u), u) * ball.eps
                 u = u * length * ball.unit()
+                if ball.rules is not None:
+                    # Between whole numbers a network says nothing.
+                    u = torch.where(ball.rules.integer | ball.rules.grouped, 0.0, u)
                 moved.append((loss(output_of(model, point + u)) - loss(output_of(model, point - u))).double() / 2)
                 told.append((gradient * u).flatten(1).sum(dim=1).double())
             a, b = torch.stack(moved), torch.stack(told)
@@ -144,16 +152,18 @@ def gradients_nonzero(prefix: str, attacked: int, zero: int, hidden: int, nan: i
 
 
 def gradient_found(prefix: str, zero: Bits) -> Evidence:
-    """Ask whether the network has a gradient anywhere in the box: hard labels and saturated outputs have next to none.
+    """Ask whether the network has a gradient anywhere: hard labels and saturated outputs have next to none.
 
     Such a network moves under no small noise and breaks under large noise, as a robust one does; only here does it show.
+    A gradient counts wherever one was met, near the sample or far out: many an honest network is flat far out, where all
+    units are at rest, and others are so near the samples that nothing within the radius moves.
     """
     share = 1 - float(zero.mean())
     return Evidence(
         id=f"{prefix}.gradient_found",
         ok=share >= SOMEWHERE,
         value=share,
-        detail=f"with a radius as wide as the box the attack met a gradient on {share:.1%} of {len(zero)} samples "
+        detail=f"within the radius, or one as wide as the box, a gradient was met on {share:.1%} of {len(zero)} samples "
         f"({SOMEWHERE:.0%} expected)",
         one_sided=True,
     )
@@ -164,7 +174,7 @@ def loss_rises(prefix: str, start: Floats, end: Floats, broken: Bits) -> Evidenc
     rises = float(np.mean((end > start) | broken))
     return Evidence(
         id=f"{prefix}.loss_rises",
-        ok=rises >= FOLLOWED,
+        ok=rises >= FOLLOWED or _but_one((end > start) | broken),
         value=rises,
         detail=f"the attack raised its loss on, or broke, {rises:.1%} of the samples with a gradient ({FOLLOWED:.0%} expected)",
         one_sided=True,
@@ -187,7 +197,7 @@ def beats_noise(prefix: str, by_noise: Bits, by_attack: Bits) -> Evidence:
     missed = by_noise & ~by_attack
     return Evidence(
         id=f"{prefix}.beats_noise",
-        ok=int(missed.sum()) <= MISSED * len(missed),
+        ok=int(missed.sum()) <= MISSED * len(missed) or _but_one(~missed),
         value=float(missed.mean()),
         detail=f"noise broke {int(by_noise.sum())} of {len(missed)} samples, the attack missed {int(missed.sum())} of them",
         one_sided=True,
@@ -199,12 +209,17 @@ def unbounded_breaks(prefix: str, broken: Bits) -> Evidence:
     share = float(broken.mean())
     return Evidence(
         id=f"{prefix}.unbounded_breaks",
-        ok=share >= FOLLOWED,
+        ok=share >= FOLLOWED or _but_one(broken),
         value=share,
         detail=f"with a radius as wide as the box the attack broke {share:.1%} of {len(broken)} samples "
         f"({FOLLOWED:.0%} expected)",
         one_sided=True,
     )
+
+
+def _but_one(held: Bits) -> bool:
+    """Tell whether all samples but one are as they should be: among few a single one is no share that says something."""
+    return len(held) >= FEWEST and int((~held).sum()) <= 1
 
 
 def converged(prefix: str, broken: Bits, standing: float) -> Evidence:
@@ -229,15 +244,33 @@ def gradient_free(prefix: str, broken: Bits, standing: float, confidence: float)
     `standing` is the share of all samples that stood. The fall of the robust accuracy must be shown, and not by chance: it is
     the lower end of its interval that counts, so that, where all samples stood, 2 of 20 accuse nobody and 7 of 128 do.
     """
+    search = "a random search over few inputs" if prefix.endswith((".l1", ".l0")) else "Square"
+    return _missed(f"{prefix}.gradient_free", f"{search}, which asks for outputs alone,", broken, standing, confidence)
+
+
+def transfer(prefix: str, broken: Bits, standing: float, confidence: float) -> Evidence:
+    """Ask whether examples made on a surrogate break samples that the gradient attack left standing; see `gradient_free`.
+
+    A surrogate's gradients say nothing of the target's own, so that they find less, unless the target hides its own
+    (Athalye et al. 2018, "Obfuscated Gradients", section 3.1).
+    """
+    return _missed(f"{prefix}.transfer", "examples that were made on a surrogate network", broken, standing, confidence)
+
+
+def mended(prefix: str, broken: Bits, standing: float, confidence: float) -> Evidence:
+    """Ask whether gradients through approximations of what cuts them break more than the true ones; see `gradient_free`."""
+    return _missed(f"{prefix}.mended", "an attack with the backward pass approximated", broken, standing, confidence)
+
+
+def _missed(name: str, who: str, broken: Bits, standing: float, confidence: float) -> Evidence:
     k, n = int(broken.sum()), len(broken)
     fall = (stats.clopper_pearson(k, n, confidence).low or 0.0) * standing
     return Evidence(
-        id=f"{prefix}.gradient_free",
+        id=name,
         ok=fall <= MASKED,
         value=1 - k / n,
-        detail=f"Square, which asks for outputs alone, broke {k} of {n} samples that attacks by gradient left standing: "
-        f"on all of them the robust accuracy would fall by at least {fall:.1%} (at most {MASKED:.0%} expected where gradients "
-        "are true)",
+        detail=f"{who} broke {k} of {n} samples that attacks by gradient left standing: on all of them the robust accuracy "
+        f"would fall by at least {fall:.1%} (at most {MASKED:.0%} expected where gradients are true)",
         one_sided=True,
     )
 
@@ -255,13 +288,23 @@ def doubled(prefix: str, broken: int, n: int) -> Evidence:
     )
 
 
-def broken_alone(model: Model, x: Tensor, y: Tensor, examples: Tensor, tolerance: float) -> Tensor:
-    """Tell which examples break their samples when each is the only one in its batch, shape (n,)."""
+def broken_alone(model: Model, x: Tensor, y: Tensor, examples: Tensor, threat: ThreatModel, tolerance: float) -> Tensor:
+    """Tell which examples break their samples when each is the only one in its batch, shape (n,).
+
+    Attacks of minimum norm end on the boundary itself, where another kernel may round to the other side. So an example holds,
+    too, where one that lies a little further the same way does, and is allowed.
+    """
     held = torch.zeros(len(examples), dtype=torch.bool, device=examples.device)
     with model.session():
         for i in range(len(examples)):
-            label = output_of(model, x[i : i + 1]) if model.task == "regression" else y[i : i + 1].long()
-            held[i] = Goal(model.task or "", label, tolerance).broken(output_of(model, examples[i : i + 1]))[0]
+            clean, example = x[i : i + 1], examples[i : i + 1]
+            label = output_of(model, clean) if model.task == "regression" else y[i : i + 1].long()
+            goal, region = Goal(model.task or "", label, tolerance), threat.on(clean).around(clean)
+            for further in FURTHER:
+                point = region.clip(example + further * (example - clean)) if further else example
+                held[i] = goal.broken(output_of(model, point))[0] & region.ball.allows(clean, point)[0]
+                if bool(held[i]):
+                    break
     return held
 
 

@@ -37,32 +37,48 @@ class SigmaZero(MinimumNormAttack):
     steps
         Looks at the network a sample, one forward and one backward each.
     walk
-        Share of the steps at the end that walk along the boundary; see `Search.walk`.
+        Share of the steps at the end of each run that walk along the boundary; see `Search.walk`.
+    restarts
+        Runs among which the steps are divided: the first from the input, as in the paper, the others from random points of the
+        box (`Search.anywhere`), which the paper does not do.
+    first
+        Number of the first run: from 1 on (for regression from 2 on) none begins at the input, as another attack's may have.
     """
 
     name = "sigma_zero"
     norms = ("l0", "l1")
 
     def __init__(
-        self, norm: Norm = "l0", eps: float | None = None, *, steps: int = 100, walk: float = WALK, seed: int = 0
+        self,
+        norm: Norm = "l0",
+        eps: float | None = None,
+        *,
+        steps: int = 100,
+        walk: float = WALK,
+        restarts: int = 1,
+        first: int = 0,
+        seed: int = 0,
     ) -> None:
         super().__init__(norm, eps, seed=seed)
         if steps < 1 or not 0 <= walk < 1:
             raise UsageError(f"steps must be at least 1 and walk in [0, 1), got {steps} and {walk}")
-        self.steps, self.walk = steps, walk
+        if restarts < 1:
+            raise UsageError(f"restarts must be at least 1, got {restarts}")
+        self.steps, self.walk, self.restarts, self.first = steps, walk, restarts, first
 
     def run(self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor) -> Candidates:
         """Attack a batch; see `Attack.run`."""
         search = Search(model, x, goal, ball, ids, seed=self.seed, purpose=self.name)
-        for run in runs_of(goal, self.steps, 1):
-            search.direction = run.direction
+        for run in runs_of(goal, self.steps, self.restarts, self.first):
+            search.begin(run)
             walk = int(self.walk * run.steps)
-            search.walk(walk, self._search(search, run.steps - walk))
+            start = search.anywhere(run.number) if run.random else torch.zeros_like(search.low)
+            search.walk(walk, self._search(search, start, run.steps - walk))
         return search.found
 
-    def _search(self, search: Search, steps: int) -> Sight:
+    def _search(self, search: Search, start: Tensor, steps: int) -> Sight:
         width = per_sample(search.width, search.low)
-        u = torch.zeros_like(search.low)
+        u = start
         first, second = torch.zeros_like(u), torch.zeros_like(u)
         threshold = torch.full_like(search.width, THRESHOLD)
         for k in range(steps):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from audit.attacks.base import output_of
@@ -61,6 +63,8 @@ class Spatial:
         Points of the grid along the angle and along each shift.
     worst_of
         Random transformations an image in place of the grid.
+    black
+        Value of what comes in from outside, broadcastable to one image; the lowest of the model's bounds where None.
     seed
         Seed of these; they belong to sample ids.
     """
@@ -75,6 +79,7 @@ class Spatial:
         angles: int = 31,
         shifts: int = 5,
         worst_of: int | None = None,
+        black: ArrayLike | None = None,
         seed: int = 0,
     ) -> None:
         if not 0 <= max_angle <= 180 or not 0 <= max_shift <= 1:
@@ -82,7 +87,7 @@ class Spatial:
         if angles < 1 or shifts < 1 or (worst_of is not None and worst_of < 1):
             raise UsageError(f"angles, shifts and worst_of must be at least 1, got {angles}, {shifts} and {worst_of}")
         self.max_angle, self.max_shift, self.seed = max_angle, max_shift, seed
-        self.angles, self.shifts, self.worst_of = angles, shifts, worst_of
+        self.angles, self.shifts, self.worst_of, self.black = angles, shifts, worst_of, black
 
     def __call__(
         self, model: Model, x: Tensor, y: Tensor, *, ids: Tensor | None = None, tolerance: float | None = None
@@ -97,7 +102,7 @@ class Spatial:
         inputs, labels = model.to_input(x), torch.as_tensor(y).to(model.device)
         if inputs.ndim != 4:
             raise UsageError(f"spatial is for images of shape (n, channels, height, width), got {tuple(inputs.shape)}")
-        if model.bounds is None:
+        if model.bounds is None and self.black is None:
             raise UsageError("spatial needs to know which value is black: Model(…, bounds=(0, 1))")
         if model.output is None:
             model.resolve(inputs, labels.cpu().numpy())
@@ -126,7 +131,8 @@ class Spatial:
         moves = torch.full((len(x), 3), torch.nan, dtype=x.dtype, device=x.device)
         rows = (~success).nonzero()[:, 0]
         tried = self._moves(x, ids.to(x.device))
-        black = torch.as_tensor(model.bounds[0] if model.bounds else 0.0).to(x)
+        lowest = model.bounds[0] if model.bounds else 0.0
+        black = torch.as_tensor(np.asarray(lowest if self.black is None else self.black)).to(x)
         for k in range(tried.shape[1]):
             if len(rows) == 0:
                 break

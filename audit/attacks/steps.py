@@ -33,10 +33,10 @@ def observe(model: Model, point: Tensor, loss: Callable[[Tensor], Tensor]) -> tu
 
 def step(point: Tensor, gradient: Tensor, region: Region, length: Tensor | float) -> Tensor:
     """Go a step up the gradient, by its sign (L∞) or its direction (other norms), and back into the region."""
-    if region.ball.norm == "linf":
-        return region.follow(point + region.signs(gradient) * length)
     # In units of the radius the ball is round: the gradient is taken there, and the step brought back.
-    return region.follow(point + unit_l2(gradient * region.ball.unit()) * length)
+    move = region.signs(gradient) if region.ball.norm == "linf" else unit_l2(region.slopes(gradient))
+    # Both are tensors of their own: in place, for a new one of this size costs more than the arithmetic.
+    return region.follow(move.mul_(length).add_(point))
 
 
 def largest_entry(gradient: Tensor) -> Tensor:
@@ -52,4 +52,4 @@ def unit_l2(gradient: Tensor) -> Tensor:
     """
     largest = largest_entry(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
     scaled = gradient / per_sample(largest, gradient)
-    return scaled / per_sample(l2_norm(scaled).clamp_min(1e-12), scaled)
+    return scaled.div_(per_sample(l2_norm(scaled).clamp_min(1e-12), scaled))

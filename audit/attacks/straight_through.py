@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from audit.attacks.geometry import per_sample
+from audit.errors import AuditError
+from audit.model.batching import is_out_of_memory
 from audit.model.wrapper import Model
 
 PROBES = 8  # samples that a layer is asked with
@@ -30,6 +32,9 @@ CASTS = {"float", "double", "half", "bfloat16", "to", "type", "type_as", "long",
 AND = {"logical_and", "__and__", "bitwise_and"}
 OR = {"logical_or", "__or__", "bitwise_or"}
 NOT = {"logical_not", "__invert__", "bitwise_not"}
+SATURATING = {"exp", "exp2", "softmax", "sigmoid", "expit", "special_expit", "tanh", "erf"}
+WIDEST = 10.0  # what goes into one of these, at most, where its slope is taken: e⁻¹⁰ does not underflow
+FALSE = 0.5  # correlation of a layer's gradient with its own moves: 0.98 and up in honest layers, 0 in false ones
 
 
 @contextmanager
@@ -39,8 +44,10 @@ def approximated(model: Model, x: Tensor | None = None) -> Iterator[list[str]]:
     Athalye, Carlini & Wagner 2018, "Obfuscated Gradients Give a False Sense of Security", section 4.1 (BPDA): the forward stays
     as it is, and the backward of what cannot be differentiated is that of something like it. Functions of torch: identity for
     rounding, casts and ``detach``; a soft step whose slope never underflows for signs and comparisons; softmax for an argmax
-    that becomes one-hot. Layers (asked where `x` is given) whose gradient is zero or NaN while their output follows their
-    input: identity where shapes agree, else differences along random directions, whose forwards are counted.
+    that becomes one-hot; exponentials, softmax and the like that are so far out that their slope underflows have it further
+    in. Layers (asked where `x` is given) whose gradient is zero, NaN or false while their output follows their input: identity
+    where shapes agree, else differences along random directions, whose forwards are counted. A layer whose backward ends in an
+    error, as that of a function without a derivative does, is one of them.
 
     What runs under ``torch.no_grad`` or in a function of its own without a layer around it is reached only through the
     differences of the layer that it stands in; indexing by an argmax is not reached.
@@ -59,11 +66,11 @@ def approximated(model: Model, x: Tensor | None = None) -> Iterator[list[str]]:
     """
     names: list[str] = []
     module, mode = model.module, _Mode(names)
-    handles = []
+    handles: list[Any] = []
+    through = _Through(module, mode)
     if x is not None:
         with model.session():
-            handles = _mend(model, mode, model.to_input(x[:PROBES]), names)
-    through = _Through(module, mode)
+            handles = _mend(model, mode, model.to_input(x[:PROBES]), names, _layers(module, through))
     model.module = through
     try:
         yield names
@@ -118,8 +125,8 @@ class _Mode(TorchFunctionMode):
             return func(*args, **kwargs)
         name = "data" if func == Tensor.data.__get__ else getattr(func, "__name__", "")  # type: ignore[attr-defined]
         plain = name.removesuffix("_")
-        if plain != name and plain in ROUNDING | SIGNS and _follows(args[0]):
-            soft = _soft(plain, [args[0].clone()], kwargs, args[0])
+        if plain != name and plain in ROUNDING | SIGNS | DIVISION and _follows(args[0]):
+            soft = _soft(plain, [args[0].clone(), *args[1:]], kwargs, args[0])
             assert soft is not None  # noqa: S101  (every one of these has a twin)
             return args[0].copy_(self._pair(func(args[0].detach().clone(), *args[1:], **kwargs), soft, plain))
         twins = [_twin(arg) for arg in args]
@@ -168,10 +175,26 @@ def _soft(name: str, args: Any, kwargs: Any, value: Tensor) -> Tensor | None:
         twin = (1 + _bend(x)) / 2
     elif name in ABOVE | BELOW:
         twin = (1 + _bend(x - other if name in ABOVE else other - x)) / 2
+    elif name in SATURATING:
+        twin = _unsaturated(name, x, args[1:], kwargs)
     elif name == "argmax":
         dim = args[1] if len(args) > 1 else kwargs.get("dim")
         twin = None if dim is None or kwargs.get("keepdim") else x.softmax(dim).movedim(dim, -1)
     return twin
+
+
+def _unsaturated(name: str, x: Tensor, more: Any, kwargs: Any) -> Tensor | None:
+    """Return the function of an input brought to where it has a slope, sample by sample; None where all have one."""
+    last = x.detach().reshape(len(x), -1) if x.ndim else x.detach().reshape(1, 1)
+    widest = last.amax(dim=1) - last.amin(dim=1) if name == "softmax" else last.abs().amax(dim=1)
+    if bool((widest <= WIDEST).all()):
+        return None
+    factor = per_sample(WIDEST / widest.clamp_min(WIDEST), x) if x.ndim else (WIDEST / widest.clamp_min(WIDEST))[0]
+    if name == "softmax":
+        dim = more[0] if more else kwargs.get("dim", -1)
+        return (x * factor).softmax(-1 if dim is None else dim)
+    function: Callable[[Tensor], Tensor] = getattr(torch, "sigmoid" if "expit" in name else name)
+    return function(x * factor)
 
 
 def _soft_along(func: Any, name: str, args: Any, twins: list[Tensor | None], kwargs: Any) -> Tensor | None:
@@ -218,7 +241,13 @@ def _spread(x: Tensor) -> Tensor:
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
-def _mend(model: Model, mode: _Mode, x: Tensor, names: list[str]) -> list[Any]:
+def _layers(module: nn.Module, through: nn.Module) -> dict[str, nn.Module]:
+    """Return the layers that can be hooked, by name; `through` stands for a network of TorchScript, which cannot."""
+    layers = {name: each for name, each in module.named_modules() if not isinstance(each, torch.jit.ScriptModule)}
+    return layers or {"": through}
+
+
+def _mend(model: Model, mode: _Mode, x: Tensor, names: list[str], layers: dict[str, nn.Module]) -> list[Any]:
     """Give each layer that cuts the gradient a hook that lets it through; return the hooks' handles."""
     seen: dict[str, tuple[nn.Module, Tensor]] = {}
 
@@ -229,11 +258,14 @@ def _mend(model: Model, mode: _Mode, x: Tensor, names: list[str]) -> list[Any]:
 
         return hook
 
-    watching = [module.register_forward_hook(note(name)) for name, module in model.module.named_modules()]
+    watching = [module.register_forward_hook(note(name)) for name, module in layers.items()]
+    network = model.module
     try:
+        model.module = layers.get("", network)
         with torch.no_grad():
             model.outputs(x)
     finally:
+        model.module = network
         for handle in watching:
             handle.remove()
     handles: list[Any] = []
@@ -241,13 +273,14 @@ def _mend(model: Model, mode: _Mode, x: Tensor, names: list[str]) -> list[Any]:
     # The innermost come first: what lies around a layer that was mended is not to blame for it.
     for name in sorted(seen, key=lambda name: -name.count(".") if name else 1):
         module, inputs = seen[name]
-        if any(inner.startswith(f"{name}." if name else "") for inner in cut) or not _cuts(module, mode, inputs):
+        if any(inner.startswith(f"{name}." if name else "") for inner in cut) or not _asked(module, mode, inputs):
             continue
         cut.append(name)
         with torch.no_grad():
             alike = module(inputs).shape == inputs.shape
-        names.append(f"{name or 'the network'} ({type(module).__name__}): {'identity' if alike else 'differences'}")
-        handles.append(module.register_forward_hook(_identity if alike else _differences(model)))
+        kind = type(module.module if isinstance(module, _Through) else module).__name__
+        names.append(f"{name or 'the network'} ({kind}): {'identity' if alike else 'differences'}")
+        handles.append(module.register_forward_hook(_identity if alike else _differences(model, inputs)))
     return handles
 
 
@@ -255,23 +288,67 @@ def _is_float(value: Any) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
+def _asked(module: nn.Module, mode: _Mode, inputs: Tensor) -> bool:
+    """Tell whether a layer cuts the gradient; one that refuses the inputs that it is asked with is left as it is."""
+    try:
+        return _cuts(module, mode, inputs)
+    except (AuditError, MemoryError):
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return False
+
+
 def _cuts(module: nn.Module, mode: _Mode, inputs: Tensor) -> bool:
-    """Tell whether a layer's gradient is zero or NaN while its output follows its input."""
-    names = list(mode.names)
+    """Tell whether a layer's gradient is zero, NaN, or false, while its output follows its input."""
+    names, mode.names[:] = list(mode.names), []
     leaf = inputs.clone().requires_grad_(True)
     generator = torch.Generator().manual_seed(0)
     with torch.enable_grad():
         with mode:
             output = module(leaf)
-        mode.names[:] = names
+        softened, mode.names[:] = bool(mode.names), names
         gradient: Tensor | None = None
+        weights: Tensor | None = None
         if output.requires_grad:
             weights = torch.randn(output.shape, generator=generator).to(output)
-            (gradient,) = torch.autograd.grad((output * weights).sum(), leaf, allow_unused=True)
+            gradient = _backward((output * weights).sum(), leaf)
     with torch.no_grad():
         noise = torch.randn(inputs.shape, generator=generator).to(inputs)
         follows = not torch.equal(module(inputs + noise * _spread(inputs)), output)
-    return follows and (gradient is None or not bool(gradient.any()) or not bool(gradient.isfinite().all()))
+    if not follows or gradient is None or not bool(gradient.any()) or not bool(gradient.isfinite().all()):
+        return follows
+    assert weights is not None  # noqa: S101  (there is a gradient of the sum that they weigh)
+    # A function that was softened has another gradient than its own, which is what it is for.
+    return not softened and _is_false(module, inputs, gradient, weights)
+
+
+def _is_false(module: nn.Module, inputs: Tensor, gradient: Tensor, weights: Tensor) -> bool:
+    """Tell whether a layer's gradient says nothing of how its output moves along random directions."""
+    generator, length = torch.Generator().manual_seed(1), STRIDE * _spread(inputs)
+    moved, told = [], []
+    with torch.no_grad():
+        for _ in range(DIRECTIONS):
+            u = torch.randn(inputs.shape, generator=generator).to(inputs) * length
+            apart = (module(inputs + u) - module(inputs - u)) * weights
+            moved.append(apart.reshape(len(inputs), -1).sum(dim=1))
+            told.append((gradient * u).reshape(len(inputs), -1).sum(dim=1))
+    a, b = torch.stack(moved), torch.stack(told)
+    size = a.norm(dim=0) * b.norm(dim=0)
+    agrees = ((a * b).sum(dim=0) / size.clamp_min(torch.finfo(size.dtype).tiny))[a.norm(dim=0) > 0]
+    return len(agrees) > 0 and bool(agrees.nan_to_num(0.0).median() < FALSE)
+
+
+def _backward(total: Tensor, leaf: Tensor) -> Tensor | None:
+    """Return the gradient; None where there is none, also where torch has no derivative for a function inside."""
+    try:
+        (gradient,) = torch.autograd.grad(total, leaf, allow_unused=True)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        return None
+    return gradient
 
 
 def _identity(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
@@ -284,14 +361,22 @@ def _cut_off(output: Tensor) -> Tensor:
         return output.detach()
 
 
-def _differences(model: Model) -> Callable[..., Tensor]:
-    """Return a hook whose gradient is that of differences along random directions (Nesterov & Spokoiny 2017, equation 30)."""
+def _differences(model: Model, seen: Tensor) -> Callable[..., Tensor]:
+    """Return a hook whose gradient is that of differences along random directions (Nesterov & Spokoiny 2017, equation 30).
+
+    They are taken between values that the layer has `seen`: beyond, a root, say, may not be defined.
+    """
+    reach = (float(seen.amin()), float(seen.amax()))
+    draw = 0
 
     def hook(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        nonlocal draw
         if not inputs[0].requires_grad:
             return output
+        # Other directions each time: an attack would otherwise never leave the few that it is shown.
+        draw += 1
         return _Differences.apply(  # type: ignore[no-any-return,no-untyped-call]
-            inputs[0], _cut_off(output), module.forward, model
+            inputs[0], _cut_off(output), lambda x: module.forward(x.clamp(*reach)), model, draw
         )
 
     return hook
@@ -301,20 +386,20 @@ class _Differences(torch.autograd.Function):
     """Has the values of the second argument; the gradient of the first is estimated by central differences."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, value: Tensor, function: Callable[[Tensor], Tensor], model: Model) -> Tensor:
+    def forward(ctx: Any, x: Tensor, value: Tensor, function: Callable[[Tensor], Tensor], model: Model, draw: int) -> Tensor:
         ctx.save_for_backward(x)
-        ctx.function, ctx.model = function, model
+        ctx.function, ctx.model, ctx.draw = function, model, draw
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         (x,), (gradient,) = ctx.saved_tensors, gradients
         length = STRIDE * _spread(x)
-        total, generator = torch.zeros_like(x), torch.Generator().manual_seed(0)
+        total, generator = torch.zeros_like(x), torch.Generator().manual_seed(ctx.draw)
         for _ in range(DIRECTIONS):
             # The same directions for every sample, so that a sample's gradient does not depend on its place in the batch.
             u = torch.randn(x.shape[1:], generator=generator).to(x)
             moved = ctx.function(x + length * u) - ctx.function(x - length * u)
             total += per_sample((moved * gradient).reshape(len(x), -1).sum(dim=1), x) * u / (2 * length)
         ctx.model.forwards += 2 * DIRECTIONS * len(x)
-        return total / DIRECTIONS, None, None, None
+        return total / DIRECTIONS, None, None, None, None

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from audit.attacks.base import Attack, Candidates, output_of
@@ -139,19 +144,50 @@ def fit_surrogate(target: Model, x: Tensor, *, steps: int = 600, seed: int = 0) 
     cuda = [target.device] if target.device.type == "cuda" else []
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
-        centre, scale = (answers.mean(), answers.std().clamp_min(1e-12)) if target.task == "regression" else (None, None)
-        outputs = 1 if target.task == "regression" else int(target.classes or 2)
-        network = _Surrogate(tuple(inputs.shape[1:]), outputs, centre, scale).to(inputs)
+        network = _untrained(target, tuple(inputs.shape[1:]), answers).to(inputs)
+        scale = network.scale if network.regression else None
         _train(network, _standard(inputs, mean, std, plain=plain), answers, steps, seed, scale)
-    output = {"regression": "regression", "multilabel": "multilabel_logits"}.get(target.task or "", "logits")
+    if plain:
+        return _as_model(target, network, None, None)
+    return _as_model(target, network, mean.cpu().numpy(), _no_zero(std).cpu().numpy())
+
+
+def weights(surrogate: Model) -> dict[str, NDArray[Any]]:
+    """Return all that `refitted` makes the same surrogate of again: its weights by name, and its mean and std."""
+    arrays = {f"weight.{name}": value.cpu().numpy() for name, value in surrogate.module.state_dict().items()}
+    for name in ("mean", "std"):
+        value = getattr(surrogate, name)
+        arrays[name] = np.zeros(0) if value is None else value.cpu().numpy()
+    return arrays
+
+
+def refitted(target: Model, shape: tuple[int, ...], arrays: Mapping[str, NDArray[Any]]) -> Model:
+    """Return the surrogate of `fit_surrogate` for inputs of `shape` from its `weights`, without training it again."""
+    like = torch.empty(0, dtype=target.dtype if target.dtype == torch.float64 else torch.float32, device=target.device)
+    with torch.random.fork_rng(devices=[]):
+        network = _untrained(target, shape, torch.zeros(2)).to(like)
+    network.load_state_dict(
+        {name.removeprefix("weight."): torch.as_tensor(a) for name, a in arrays.items() if name.startswith("weight.")}
+    )
+    mean, std = (arrays[name] if len(arrays[name]) else None for name in ("mean", "std"))
+    return _as_model(target, network, mean, std)
+
+
+def _untrained(target: Model, shape: tuple[int, ...], answers: Tensor) -> _Surrogate:
+    regression = target.task == "regression"
+    centre, scale = (answers.mean(), answers.std().clamp_min(1e-12)) if regression else (None, None)
+    return _Surrogate(shape, 1 if regression else int(target.classes or 2), centre, scale)
+
+
+def _as_model(target: Model, network: nn.Module, mean: NDArray[Any] | None, std: NDArray[Any] | None) -> Model:
     return Model(
         network.eval(),
         task=target.task,
         classes=target.class_names or target.classes,
-        output=output,
+        output={"regression": "regression", "multilabel": "multilabel_logits"}.get(target.task or "", "logits"),
         bounds=target.bounds,
-        mean=None if plain else mean.cpu().numpy(),
-        std=None if plain else _no_zero(std).cpu().numpy(),
+        mean=mean,
+        std=std,
         device=str(target.device),
         batch_size=target.batch_size.current,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -72,7 +73,8 @@ class Kink(Activation):
 
     def __call__(self, x: Tensor) -> Tensor:
         """Return the activation of x."""
-        return self.value + torch.where(x > self.at, self.right, self.left) * (x - self.at)
+        # Numbers alone would be made float32 by `where`.
+        return self.value + torch.where(x > self.at, _like(self.right, x), _like(self.left, x)) * (x - self.at)
 
     def interval(self, inputs: Sequence[Interval]) -> Interval:
         """Return bounds of the exact operation over boxes; see `Operation.interval`."""
@@ -179,6 +181,11 @@ class Maximum(Activation):
     padding: list[int]
     dilation: list[int]
     ceil: bool
+
+    @property
+    def shared(self) -> int:
+        """How many windows an input may be in, at most: so many coefficients are added up on the way back."""
+        return math.prod(self.kernel)
 
     def _pool(self, x: Tensor) -> tuple[Tensor, Tensor]:
         pooled: tuple[Tensor, Tensor] = f.max_pool2d(

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from audit.certificates.activations import Activation, Kink, Lines
+from audit.budget import check_deadline
+from audit.certificates.activations import Activation, Kink, Lines, Maximum
 from audit.certificates.inputs import Inputs
 from audit.certificates.network import Network
 from audit.certificates.operations import LOWEST, Affine, Interval, Padding, Reshape, flat, largest
@@ -251,6 +252,7 @@ class Bounds:
         low, high = flat(self.low[number]), flat(self.high[number])
         low, high = low.clone(), high.clone()
         for part in torch.split(chosen, each, dim=1):
+            check_deadline()
             below, above = self._of_neurons(number, part)
             low.scatter_(1, part, torch.maximum(low.gather(1, part), below))
             high.scatter_(1, part, torch.minimum(high.gather(1, part), -above))
@@ -305,7 +307,7 @@ class Bounds:
         slopes: Mapping[int, Tensor] | None,
     ) -> Tensor:
         parent = self.network.nodes[place].inputs[0]
-        chosen = None if slopes is None else slopes.get(parent)
+        chosen = slopes.get(parent) if slopes is not None and isinstance(operation, Kink) else None
         lines = self._lines_of(place, operation, chosen)
         if lines.places is None:
             # Positive coefficients take the lower line and negative ones the upper: their mean, and half of what lies between.
@@ -322,7 +324,9 @@ class Bounds:
 
     def _passing(self, parent: int, place: int) -> Tensor:
         """Return what rounding a slope may cost at most: for a maximum over windows, at the largest of the whole image."""
-        size = largest((self.low[parent], self.high[parent])) * self.network.rounding.few(8)
+        operation = self.network.nodes[place].operation
+        added = operation.shared if isinstance(operation, Maximum) else 0
+        size = largest((self.low[parent], self.high[parent])) * self.network.rounding.few(8 + added)
         if isinstance(self.network.nodes[parent].operation, Padding):
             size = torch.where(self.high[parent] <= LOWEST, 0.0, size)  # exact, and never the maximum
         if size.shape[1:] == self.network.nodes[place].shape:

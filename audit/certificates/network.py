@@ -13,7 +13,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
@@ -30,6 +30,7 @@ from audit.model.graph import Graph
 from audit.model.outputs import PROBABILITIES
 from audit.model.wrapper import Model
 
+Ending = Literal["", "softmax", "sigmoid"]
 LARGEST_MATRIX = 2**23  # numbers, 64 MB in float64, of one layer's matrix that is kept to look rows up
 
 
@@ -64,9 +65,12 @@ class Network:
         Whether the output is one logit, which stands for the pair (0, z).
     rounding
         What floating-point arithmetic does to the network and to its bounds.
+    ending
+        What the network ends in that is left out.
     dtype
-        Type in which bounds are computed. In the network's own type they are a little looser and several times faster than in
-        float64, and as true: the rounding of the bounds themselves is in them.
+        Type in which bounds are computed: the rounding of the bounds themselves is in them, so that any type makes true ones.
+        In float32 that took 0.2 off each margin of a residual network; on a CPU float64 takes 1.1 to 1.5 times as long. On
+        other devices, many of which compute float64 slowly or not at all, it is the network's own.
     """
 
     nodes: tuple[Node, ...]
@@ -74,6 +78,7 @@ class Network:
     rounding: Rounding
     dtype: torch.dtype
     consumers: tuple[tuple[int, ...], ...] = field(default=())
+    ending: Ending = ""
     _matrices: dict[int, Tensor | None] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -89,12 +94,14 @@ class Network:
             model.resolve(x)
         if model.dtype not in (torch.float32, torch.float64):
             raise NoBound(f"bounds are for networks in float32 or float64, not {model.dtype}: call .float() on it")
-        dtype = torch.promote_types(dtype or model.dtype, model.dtype)
+        own = torch.float64 if model.device.type == "cpu" else model.dtype
+        dtype = torch.promote_types(dtype or own, model.dtype)
         with model.session(), torch.no_grad():
             graph = _recorded(model, x)
             nodes = _nodes(graph, tuple(x.shape[1:]), model, dtype)
             rounding = Rounding.of(model.dtype, dtype, model.device)
-            network = cls(nodes, (model.output or "").startswith("binary"), rounding, dtype, _consumers(nodes))
+            single = (model.output or "").startswith("binary")
+            network = cls(nodes, single, rounding, dtype, _consumers(nodes), _ending(graph, model))
             network._hold_against(model, x)
         return network
 
@@ -320,8 +327,8 @@ def _attribute(graph: fx.GraphModule, path: Any) -> Any:
     return value
 
 
-def _last_activation(graph: fx.GraphModule, model: Model) -> fx.Node | None:
-    """Return what goes into the softmax or sigmoid at the network's end, where the Model undoes that; see `outputs.py`."""
+def _activation_at_end(graph: fx.GraphModule, model: Model) -> fx.Node | None:
+    """Return the softmax or sigmoid at the network's end, where the Model undoes that; see `outputs.py`."""
     if model.output not in PROBABILITIES:
         return None
     node = next(node for node in graph.graph.nodes if node.op == "output").args[0]
@@ -342,7 +349,19 @@ def _last_activation(graph: fx.GraphModule, model: Model) -> fx.Node | None:
         raise NoBound(
             "the network returns probabilities, and not straight from a softmax or sigmoid: there is no bound on its logits"
         )
-    return node.args[0]
+    return node
+
+
+def _last_activation(graph: fx.GraphModule, model: Model) -> fx.Node | None:
+    """Return what goes into the activation at the network's end."""
+    node = _activation_at_end(graph, model)
+    before = None if node is None else node.args[0]
+    return before if isinstance(before, fx.Node) else None
+
+
+def _ending(graph: fx.GraphModule, model: Model) -> Ending:
+    node = _activation_at_end(graph, model)
+    return "" if node is None else "sigmoid" if _operation(node) == "sigmoid" else "softmax"
 
 
 def _operation(node: fx.Node) -> str:

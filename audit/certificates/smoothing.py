@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import stats as distributions
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -46,15 +49,15 @@ class Smoothed:
     alpha: float
     forwards: int
 
-    def certified(self, y: Tensor, radius: float) -> Tensor:
+    def certified(self, y: Tensor | NDArray[Any], radius: float) -> Tensor:
         """Tell which samples the smoothed network gets right everywhere within an L2 radius, (n,)."""
-        return (self.predicted == y.to(self.predicted.device)) & (self.radius > radius)
+        return (self.predicted == torch.as_tensor(y).to(self.predicted.device)) & (self.radius > radius)
 
 
 def smooth(
     model: Model,
-    x: Tensor,
-    ids: Tensor,
+    x: Tensor | NDArray[Any],
+    ids: Tensor | NDArray[np.int64],
     *,
     sigma: float,
     n0: int = 100,
@@ -78,7 +81,7 @@ def smooth(
         raise UsageError("expected at least one sample to smooth, got none")
     if n0 < 1 or n < 1 or not 0 < alpha < 1:
         raise UsageError(f"n0 and n must be at least 1 and alpha between 0 and 1, got {n0}, {n} and {alpha}")
-    inputs = model.to_input(x)
+    inputs, ids = model.to_input(x), torch.as_tensor(ids)
     if len(ids) != len(inputs):
         raise UsageError(f"expected one id a sample, got {len(ids)} ids for {len(inputs)} samples")
     if model.output is None:
@@ -108,7 +111,9 @@ def _votes(model: Model, x: Tensor, ids: Tensor, sigma: float, count: int, seed:
             noise = [normal_noise(ids.cpu()[rows], shape, seed=seed, purpose=purpose, draw=draw) for draw in draws.tolist()]
             noisy = x[rows.to(x.device)] + sigma * torch.stack(noise).to(x)
             logits = model.logits(noisy.flatten(0, 1))
-            hit = one_hot(logits.argmax(dim=1), logits.shape[1]).view(len(draws), len(rows), -1).sum(dim=0)
+            # An output that is NaN or infinite is no answer (`Goal.broken`): of NaN, `argmax` would make a vote for some class.
+            answered = torch.isfinite(logits).all(dim=1, keepdim=True)
+            hit = (one_hot(logits.argmax(dim=1), logits.shape[1]) * answered).view(len(draws), len(rows), -1).sum(dim=0)
             if votes is None:
                 votes = torch.zeros((len(x), logits.shape[1]), dtype=torch.long, device=x.device)
             votes[rows.to(x.device)] += hit

@@ -285,7 +285,7 @@ def _kink(left: float, right: float, operations: int = 0) -> Callable[[Reader], 
 
 def _leaky(r: Reader) -> list[Made]:
     value = r.value()
-    return _one(Kink(float(r["negative_slope"]), 1.0, operations=1), value, value.shape)
+    return _one(Kink(_number(r, r["negative_slope"]), 1.0, operations=1), value, value.shape)
 
 
 def _prelu(r: Reader) -> list[Made]:

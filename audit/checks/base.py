@@ -356,6 +356,13 @@ def repeatability_evidence(check_id: str, task: Task, found: Found) -> list[Evid
     ]
 
 
+def answers_twice(task: Task, first: NDArray[Any], second: NDArray[Any]) -> tuple[bool, str]:
+    """Tell whether two forwards over the same inputs agree but for rounding, and say so in words."""
+    rounding = max(FLOAT32, float(torch.finfo(task.model.dtype).eps))
+    again = _compare(first, second, SAME_CALL, rounding, labels=task.model.task == "multilabel")
+    return again.ok, str(again)
+
+
 def _forward(task: Task, x: Tensor) -> Tensor:
     return task.model.values(x) if task.model.task == "regression" else task.model.logits(x)
 

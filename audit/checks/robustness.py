@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from fractions import Fraction
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import numpy as np
 from pydantic import Field, FiniteFloat, field_validator
 
 from audit.attacks.art import ArtAttack
 from audit.attacks.asked import Asked, as_asked
-from audit.attacks.geometry import SYMBOLS, Norm, ThreatModel
+from audit.attacks.geometry import NORMS, SYMBOLS, Norm, ThreatModel
 from audit.checks import robustness_answer as said
+from audit.checks import robustness_fitted, robustness_random, robustness_smoothing, robustness_spatial
 from audit.checks import robustness_plan as plan
 from audit.checks import robustness_table as table
 from audit.checks.base import (
@@ -28,18 +29,19 @@ from audit.checks.base import (
     repeatability,
     repeatability_evidence,
 )
+from audit.checks.robustness_norms import default_radius, refused
 from audit.checks.robustness_state import Attacked, radius
 from audit.errors import UsageError, closest
 from audit.result import CheckResult, Finding
-
-NORMS = ("linf", "l2")
 
 
 class RobustnessOptions(CheckOptions):
     """``[robustness]``."""
 
-    norm: list[str] = Field(default_factory=lambda: ["linf"], description="threat models: linf, l2")
-    eps: list[float] | None = Field(default=None, description="radius of each norm, in input units; fractions as '8/255'")
+    norm: list[str] = Field(default_factory=lambda: ["linf"], description="threat models: linf, l2, l1, l0")
+    eps: list[float] | None = Field(
+        default=None, description="radius of each norm, in input units, in l0 how many inputs; fractions as '8/255'"
+    )
     evaluation: Literal["adaptive", "autoattack"] = Field(
         default="adaptive", description="which evaluation attacks the network: adaptive, or autoattack with its own budgets"
     )
@@ -48,7 +50,10 @@ class RobustnessOptions(CheckOptions):
     steps: int | None = Field(default=None, ge=1, le=100_000, description="gradient steps a survey; unstated: by profile")
     restarts: int | None = Field(default=None, ge=1, le=10_000, description="surveys of all samples; unstated: by profile")
     step_size: float | None = Field(
-        default=None, gt=0, allow_inf_nan=False, description="length of every step; unstated: shrinking from 0.7 eps to 0"
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="linf, l2: length of every step; unstated: shrinking from 0.7 eps to 0",
     )
     eps_unit: Literal["input", "sd"] | None = Field(
         default=None,
@@ -94,6 +99,19 @@ class RobustnessOptions(CheckOptions):
     )
     art: list[Asked] = Field(
         default_factory=list, description="attacks of ART on what stands: class names, or tables with name and parameters"
+    )
+    spatial: bool | robustness_spatial.SpatialOptions = Field(
+        default=False, description="images: rotations and shifts, true or a table with max_angle, max_shift, angles, shifts"
+    )
+    smoothing: bool | robustness_smoothing.SmoothingOptions = Field(
+        default=False,
+        description="certify the network smoothed by noise, true or a table with sigma, n0, n, alpha, samples, radius",
+    )
+    universal: bool | robustness_fitted.UniversalOptions = Field(
+        default=False, description="linf, l2: one change for all samples, true or a table with steps"
+    )
+    patch: bool | robustness_fitted.PatchOptions = Field(
+        default=False, description="images: one patch for all samples, true or a table with share, place, steps"
     )
 
     @field_validator("attacks", "art", mode="before")
@@ -188,7 +206,7 @@ class Robustness(Check):
         MetricDoc(
             id="robustness.<norm>.median_distance",
             definition="median, over the samples that are right, of the smallest change that is known to break each; not "
-            "known where fewer than half have one",
+            "known where no more than half have one",
             unit="distance",
             range="0 and up",
             interval="order statistics (binomial)",
@@ -196,6 +214,9 @@ class Robustness(Check):
             source="Pintor et al. 2021; Conover 1999",
             kind="upper",
         ),
+        *robustness_spatial.METRICS,
+        *robustness_smoothing.METRICS,
+        *robustness_fitted.METRICS,
     )
 
     def not_applicable(self, task: Task) -> str | None:
@@ -211,9 +232,13 @@ class Robustness(Check):
         eps = task.options.eps
         if eps is not None and len(eps) != len(task.options.norm):
             raise UsageError(f"give one --eps for each --norm: got {len(task.options.norm)} norms and {len(eps)} radii")
+        for extra in (robustness_spatial, robustness_smoothing, robustness_fitted):
+            extra.preflight(task)
         for norm in task.options.norm:
             threat = threat_model(task, norm)
             threat.check(task.data.test.x.shape[1:])
+            if reason := refused(threat):
+                raise UsageError(reason)
             for attack in evaluated(task, norm).asked().values():
                 if isinstance(attack, ArtAttack):
                     attack.check(task.model, threat, task.data.test.x.shape[1:])
@@ -223,17 +248,20 @@ class Robustness(Check):
         out = [predictions(task, cost_of="robustness.predictions"), *repeatability(task, self.id)]
         for norm in task.options.norm:
             out += plan.stages(evaluated(task, norm))
-        return out
+        out += [*robustness_spatial.stages(task), *robustness_smoothing.stages(task)]
+        return out + robustness_fitted.stages(task, threat_models(task))
 
     def conclude(self, task: Task, found: Found) -> CheckResult:
         """Turn what the attacks found into metrics, evidence and examples."""
         answer = Answer(type(self))
         sentences = [said.conclude(evaluated(task, norm), found, answer) for norm in task.options.norm]
-        answer.evidence += repeatability_evidence(self.id, task, found)
+        more = robustness_spatial.conclude(task, found, answer) + robustness_smoothing.conclude(task, found, answer)
+        more += robustness_fitted.conclude(task, found, answer, threat_models(task))
+        answer.evidence += [*repeatability_evidence(self.id, task, found), *robustness_random.modes(found)]
         answer.findings += _unstated(task)
         answer.findings += [found for norm in task.options.norm[:1] for found in table.findings(task, threat_model(task, norm))]
-        answer.not_tested = _not_tested(task)
-        return answer.result(task, " ".join(sentences))
+        answer.not_tested = _not_tested(task, found) + answer.not_tested
+        return answer.result(task, " ".join(sentences) + more)
 
     def artifact(self, task: Task, found: Found) -> Arrays | None:
         """Return the adversarial examples: ids, x_adv, distance, attack, norm and eps."""
@@ -247,20 +275,25 @@ def evaluated(task: Task, norm: str) -> Attacked:
     return plan.attacked(task, threat.norm, threat)
 
 
+def threat_models(task: Task) -> dict[str, ThreatModel]:
+    """Return the threat model of each norm of the run."""
+    return {norm: threat_model(task, norm) for norm in task.options.norm}
+
+
 def threat_model(task: Task, norm: str) -> ThreatModel:
     """Return what the attack may change: the stated radius, or the default of the kind of data."""
     options, data = task.options, task.data
     low, high = table.bounds(task, *data.box())
+    name = cast(Norm, norm)
     scale = data.scale() if options.eps_unit == "sd" and data.kind == "table" else None
     if options.eps is not None:
         eps = options.eps[options.norm.index(norm)]
     elif data.kind == "table":
-        eps, scale = 0.1, data.scale()
+        eps, scale = default_radius(name, "table", 0, 0.0), data.scale()
     else:
-        eps = {"linf": 8 / 255, "l2": 0.5}[norm] * float(np.max(high - low))
-    norm_name: Norm = "linf" if norm == "linf" else "l2"
+        eps = default_radius(name, data.kind, int(np.prod(data.test.x.shape[1:])), float(np.max(high - low)))
     return ThreatModel(
-        norm_name, float(eps), low, high, scale=scale, mutable=table.mutable(task), constraints=table.constraints(task)
+        name, float(eps), low, high, scale=scale, mutable=table.mutable(task), constraints=table.constraints(task)
     )
 
 
@@ -277,12 +310,20 @@ def _unstated(task: Task) -> list[Finding]:
     return [Finding(severity="info", title="Unstated defaults", detail="; ".join(notes) + ".")] if notes else []
 
 
-def _not_tested(task: Task) -> list[str]:
+def _not_tested(task: Task, found: Found) -> list[str]:
     untested = [f"{SYMBOLS[norm]} changes" for norm in NORMS if norm not in task.options.norm]
-    made = evaluated(task, task.options.norm[0]).finders()
+    made = dict.fromkeys(name for norm in task.options.norm for name in said.ran(evaluated(task, norm), found))
+    pictures = task.data.kind == "image"
+    beyond = [
+        "larger radii",
+        *([] if not pictures or robustness_fitted.asked(task, "patch") else ["patches (robustness.patch)"]),
+        *([] if not pictures or robustness_spatial.asked(task) else ["rotations and shifts (robustness.spatial)"]),
+        "changes that a camera or a sensor makes",
+    ]
     untested += [
-        f"attacks other than those that ran ({', '.join(made)}): the figure is an upper bound, and a stronger one may lower it",
-        "larger radii, patches, rotations, and changes that a camera or a sensor makes",
+        f"attacks other than those that ran ({', '.join(made) or 'none'}): the figure is an upper bound, and a stronger one "
+        "may lower it",
+        f"{', '.join(beyond[:-1])}, and {beyond[-1]}",
     ]
     if task.data.kind == "table" and not any(getattr(task.options, name) for name in table.OPTIONS):
         untested.append("whether the changed rows could exist: every column moved freely, whole-number columns by fractions")

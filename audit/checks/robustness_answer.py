@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 from audit import stats
 from audit.attacks.examples import Example, feature_changes, gallery
 from audit.attacks.geometry import violations
+from audit.certificates.certify import FORWARDS
 from audit.checks import robustness_figures as figures
 from audit.checks.base import Answer, Arrays, Found
-from audit.checks.robustness_bracket import FORWARDS, absent, notes
+from audit.checks.robustness_bracket import absent, notes
 from audit.checks.robustness_curve import distances, median
 from audit.checks.robustness_evidence import evidence
+from audit.checks.robustness_norms import called
 from audit.checks.robustness_state import Attacked, Bits, right_at_first, tolerance
 from audit.model.outputs import names_of
 from audit.result import Figure, Finding, Metric, finite
@@ -88,7 +90,7 @@ def examples(one: Attacked, found: Found) -> Arrays:
         "x_adv": np.asarray([rows["x_adv"][row] for rows, row in picked], dtype=dtype).reshape(-1, *shape),
         "distance": np.asarray([rows["distance"][row] for rows, row in picked], dtype=np.float64),
         "after": np.asarray([rows["after"][row] for rows, row in picked], dtype=np.float64),
-        "attack": np.asarray([closest[p][1] for p in positions], dtype=np.str_),
+        "attack": np.asarray([called(one.norm, closest[p][1]) for p in positions], dtype=np.str_),
         "norm": np.asarray([one.norm] * len(positions), dtype="U8"),
         "eps": np.full(len(positions), one.threat.eps),
     }
@@ -136,7 +138,7 @@ def _params(one: Attacked, found: Found) -> dict[str, Any]:
             params[name] = getattr(options, name)
     if task.model.task == "regression":
         params["tolerance"] = finite(tolerance(task, found))
-    params["attacks"] = list(one.finders())
+    params["attacks"] = [called(one.norm, part) for part in one.finders()]
     return params
 
 
@@ -193,15 +195,25 @@ def _draw(one: Attacked, found: Found, answer: Answer, known: NDArray[np.float64
         )
         answer.figures.append(by_class.figure)
         answer.tables.append(by_class.table)
-    answer.tables.append(figures.threat(one.prefix, _threat_lines(one), norm_name=one.name))
+    answer.tables.append(figures.threat(one.prefix, _threat_lines(one, found), norm_name=one.name))
 
 
-def _threat_lines(one: Attacked) -> list[tuple[str, str]]:
+def ran(one: Attacked, found: Found) -> list[str]:
+    """Return the names of the attacks that looked at any sample: some that are planned run only where evidence asks for it."""
+    parts = [part for part in one.finders() if (rows := one.rows(found, part)) is not None and len(rows.positions)]
+    return list(dict.fromkeys(called(one.norm, part) for part in parts))
+
+
+def _threat_lines(one: Attacked, found: Found) -> list[tuple[str, str]]:
     """Return exactly what the attacker may do, and how hard it was tried: word and value."""
     task = one.task
     lines = [("norm", one.name), ("radius", one.radius)]
     lines += [("what may change", line) for line in one.threat.describe(list(task.data.columns))]
-    lines += [("evaluation", task.options.evaluation), ("profile", task.profile), ("attacks", ", ".join(one.finders()))]
+    lines += [
+        ("evaluation", task.options.evaluation),
+        ("profile", task.profile),
+        ("attacks", ", ".join(ran(one, found))),
+    ]
     return [*lines, ("seed", str(task.seed))]
 
 

@@ -10,7 +10,7 @@ from scipy.stats import binom
 
 from audit.attacks.base import MinimumNormAttack
 from audit.attacks.fmn import FMN
-from audit.attacks.sigma_zero import SigmaZero
+from audit.attacks.tabu import Tabu
 from audit.checks.base import Found, Stage
 from audit.checks.robustness_state import CURVE, Attacked, right_at_first
 from audit.result import Metric, finite
@@ -24,8 +24,8 @@ def closest(one: Attacked) -> MinimumNormAttack:
     """Return the attack of minimum norm that did best in the norm at hand: see benchmarks/minimum_norm.py."""
     steps, seed = STEPS[one.profile], one.task.seed
     if one.norm == "l0":
-        return SigmaZero("l0", steps=steps, seed=seed)
-    return FMN(one.norm, steps=steps, restarts=1, seed=seed)
+        return Tabu("l0", steps=steps, seed=seed)
+    return FMN(one.norm, steps=steps, seed=seed)
 
 
 def everyone(one: Attacked, planned: Stage) -> Stage:
@@ -52,7 +52,7 @@ def median(one: Attacked, known: Floats, confidence: float) -> Metric:
     """Return the median of the smallest known changes of the samples that are right, with its interval by order statistics.
 
     Conover 1999, "Practical Nonparametric Statistics", section 3.2: the number of values below the median is binomial. It is an
-    upper bound, since a closer example may exist; where fewer than half have one it is not known, but larger than all.
+    upper bound, since a closer example may exist; where no more than half have one it is not known, but larger than all.
     """
     values = np.sort(known[known > 0])
     n = len(values)
@@ -62,7 +62,7 @@ def median(one: Attacked, known: Floats, confidence: float) -> Metric:
     detail = "an attack's smallest changes, which bound the true ones from above"
     if middle is None and n:
         detail = (
-            f"more than {reached[-1]:.4g}: fewer than half of the samples were broken at any distance"
+            f"more than {reached[-1]:.4g}: no more than half of the samples were broken at any distance"
             if len(reached)
             else ("no sample was broken at any distance")
         )

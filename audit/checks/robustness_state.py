@@ -18,8 +18,13 @@ from audit.model.outputs import right_answers
 
 Bits = NDArray[np.bool_]
 
-NOISE, AGAIN, SQUARE, REST, CURVE = "noise", "again", "square", "square.rest", "curve"
+NOISE, AGAIN, LONGER, SQUARE, REST, CURVE = "noise", "again", "again.rest", "square", "square.rest", "curve"
 FEW, CERTIFICATE = "certificate.few", "certificate"
+# Whether outputs repeat, and what is asked of every norm alike: which samples a random network mostly gets right, its layers.
+REPEAT, MAJORITY, LAYERS = "repeat", "robustness.majority", "robustness.layers"
+JUMPS = "jumps"  # whether outputs jump beside points of the ball
+# What evidence calls for: mended gradients, decisions alone, a surrogate and what it transfers to few and to all that stands.
+MENDED, DECIDED, SURROGATE, TRANSFER, TRANSFERRED = "mended", "decided", "surrogate", "transfer", "transfer.rest"
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,13 @@ def tolerance(task: Task, found: Found) -> float | None:
 
 
 def right_at_first(task: Task, found: Found) -> Bits:
-    """Tell which samples the network gets right before any attack; for regression all with a finite output count."""
+    """Tell which samples the network gets right before any attack; for regression all with a finite output count.
+
+    Where outputs are random it is those that it gets right more often than not.
+    """
+    mostly = found.get(MAJORITY)
+    if mostly is not None and len(mostly.positions):
+        return cast(Bits, mostly["right"])
     clean = found["predictions.test"]
     right: Bits
     if task.model.task == "regression":

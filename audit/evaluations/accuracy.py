@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from audit.attacks.geometry import Norm, ThreatModel
 from audit.errors import UsageError
 from audit.evaluations.adaptive import adaptive
 from audit.evaluations.base import AttackRound, Evaluated, Profile, Round, evaluate
+from audit.evaluations.nearest import nearest
 from audit.model.wrapper import Model
 
 EvaluationName = Literal["adaptive", "autoattack"]
@@ -66,10 +67,23 @@ def robust_accuracy(
             raise UsageError("an attack needs to know which values are allowed: Model(…, bounds=(0, 1))")
         low, high = (np.asarray(side, dtype=np.float64) for side in model.bounds)
         threat = ThreatModel(norm, eps, low, high)
+        _check_inside(model.to_input(x).cpu().numpy(), low, high)
     if model.output is None:
         model.resolve(model.to_input(x)[:64], np.asarray(y)[:64])
     rounds = rounds_of(evaluation, threat, profile=profile, classes=model.classes, seed=seed)
     return evaluate(model, x, y, rounds, threat, ids=ids, tolerance=tolerance, certified=certified)
+
+
+def _check_inside(x: NDArray[Any], low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
+    """Refuse inputs outside the box, as the data of a run are: a radius in other units than theirs is next to nothing."""
+    slack = 1e-6 * (high - low)
+    outside = ((x < low - slack) | (x > high + slack)).reshape(len(x), -1).any(axis=1) if len(x) else np.zeros(0, dtype=bool)
+    if outside.any():
+        raise UsageError(
+            f"the model's bounds should hold every input, but {int(outside.sum())} of {len(x)} samples reach outside "
+            f"{float(low.min()):g} to {float(high.max()):g}: inputs lie between {float(x.min()):g} and {float(x.max()):g}; "
+            "give the bounds in the units of the inputs: Model(…, bounds=(low, high))"
+        )
 
 
 def rounds_of(
@@ -83,11 +97,17 @@ def rounds_of(
     step_size: float | None = None,
     seed: int = 0,
 ) -> list[Round]:
-    """Return the rounds of an evaluation; `steps`, `surveys` and `step_size` are for the adaptive one."""
+    """Return the rounds of an evaluation; `steps` and `surveys` are for the adaptive one, `step_size` for it in L∞ and L2."""
+    if profile not in get_args(Profile):
+        raise UsageError(f"profile must be one of {', '.join(get_args(Profile))}, got {profile!r}")
+    if evaluation == "adaptive" and threat.norm in ("l1", "l0"):
+        return nearest(threat.norm, profile, steps=steps, surveys=surveys, seed=seed)
     if evaluation == "adaptive":
-        return adaptive(profile, steps=steps, surveys=surveys, step_size=step_size, seed=seed)
+        return adaptive(profile, norm=threat.norm, steps=steps, surveys=surveys, step_size=step_size, seed=seed)
     if evaluation != "autoattack":
         raise UsageError(f"evaluation must be one of {', '.join(EVALUATIONS)}, got {evaluation!r}")
+    if threat.norm == "l0":
+        raise UsageError("AutoAttack is for L∞, L2 and L1: in L0 take the adaptive evaluation")
     from audit.evaluations.autoattack import autoattack
 
     attacks: list[tuple[str, Attack]] = autoattack(threat.norm, threat.eps, classes=classes, seed=seed)

@@ -282,14 +282,20 @@ class Model:
         -------
         gradient, losses
             Shapes of `x` and (n,), detached. A network whose output does not depend on `x` through anything
-            differentiable has a gradient of zero.
+            differentiable has a gradient of zero; one with a function that torch has no derivative of has one of NaN.
         """
         with self.session():
             x = x.detach().requires_grad_(True)
             losses = loss(self.values(x) if self.task == "regression" else self.logits(x))
             if not losses.requires_grad:
                 return torch.zeros_like(x), losses.detach()
-            (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+            try:
+                (gradient,) = torch.autograd.grad(losses.sum(), x, allow_unused=True)
+            except RuntimeError as error:
+                # Torch says so where a function (a floor division, say) has no derivative, which is no fault of who asks.
+                if "derivative" not in str(error) or is_out_of_memory(error):
+                    raise
+                gradient = torch.full_like(x, torch.nan)
             self.backwards += len(x)
             return (torch.zeros_like(x) if gradient is None else gradient), losses.detach()
 

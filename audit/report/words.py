@@ -10,7 +10,6 @@ _FAMILIES = {"robustness", "performance", "corruption", "anomaly", "explanation"
 _COMMON = {
     "deterministic": "the same input gives the same output twice",
     "batch_independent": "an output does not depend on the other samples of its batch",
-    "train_mode": "no layer is left in training mode",
     "conclusion": "drawing the conclusion",
 }
 _ROBUSTNESS = {
@@ -18,14 +17,17 @@ _ROBUSTNESS = {
     "gradients_nonzero": "the attack has a gradient to follow",
     "gradient_found": "the network has a gradient somewhere in the box",
     "gradient_true": "the gradient says what the loss does",
+    "continuous": "outputs do not jump beside what was attacked",
     "loss_rises": "the loss rises along the attack",
     "beats_noise": "the attack does better than random noise",
     "unbounded_breaks": "without a radius the attack breaks everything",
     "converged": "a longer attack finds no more",
     "doubled": "twice the budget finds no more",
     "gradient_free": "an attack without gradients finds no more",
-    "black_box_no_better": "an attack without gradients finds no more",
-    "transfer_no_better": "examples made on another network break no more",
+    "transfer": "examples made on another network break no more",
+    "mended": "mending the gradient finds no more",
+    "repeatable": "the same input gives the same output twice, near the samples, too",
+    "eval_mode": "no layer works as in training",
     "holds_alone": "examples break their sample at batch size 1, too",
     "unsaturated": "outputs are not rounded to 0 and 1",
     "bracket_consistent": "no sample is both certified and broken",
@@ -33,8 +35,15 @@ _ROBUSTNESS = {
     "attack_success": "right answers that the attack breaks",
     "autoattack_accuracy": "accuracy under AutoAttack's own four attacks",
     "certified_accuracy": "certified accuracy",
-    "smoothed_accuracy": "certified accuracy of the smoothed network",
     "median_distance": "median distance to the closest known example",
+}
+# Of threat models that are no norm, and of another network than the one that was given.
+_WHOLE = {
+    "robustness.spatial.accuracy": "accuracy under rotations and shifts",
+    "robustness.universal.accuracy": "accuracy under one change for all samples",
+    "robustness.patch.accuracy": "accuracy under one patch for all samples",
+    "robustness.smoothed.accuracy": "accuracy of the smoothed network, not of the network itself",
+    "robustness.smoothed.certified_accuracy": "certified accuracy of the smoothed network, not of the network itself",
 }
 
 
@@ -48,6 +57,8 @@ def plain_words(identifier: str) -> str:
     """
     if not re.fullmatch(r"[a-z0-9_]+(\.[a-z0-9_]+)+", identifier):
         return identifier
+    if identifier in _WHOLE:
+        return _WHOLE[identifier]
     family, *between, last = identifier.split(".")
     known = _COMMON | _ROBUSTNESS if family == "robustness" else _COMMON
     words = known.get(last) or last.replace("_", " ")

@@ -69,6 +69,7 @@ def model(batch_size: int = 256) -> Model:
 
 def test_registry_and_this_table_name_the_same_attacks():
     elsewhere = {name for name, kind in registry().items() if issubclass(kind, MinimumNormAttack)}  # test_minimum_norm.py
+    elsewhere.add("sparse_search")  # of other norms: test_sparse_search.py
     assert sorted(set(registry()) - elsewhere) == sorted(row.id for row in ATTACKS if row.id not in elsewhere)
 
 
@@ -253,7 +254,9 @@ def test_stored_examples_are_verified_again():
     assert not bool(verify(model(), x[hit], y[hit], out.x_adv[hit], tight).any())
 
 
-@pytest.mark.parametrize(("eps", "message"), [(8.0, "did you mean 8/255"), (-0.1, "between 0"), (float("nan"), "between 0")])
+@pytest.mark.parametrize(
+    ("eps", "message"), [(8.0, "did you mean 8/255"), (300.0, r"got 300$"), (-0.1, "between 0"), (float("nan"), "between 0")]
+)
 def test_a_radius_that_does_not_fit_the_box_is_an_error(eps: float, message: str):
     x, y = samples(4)
     with pytest.raises(UsageError, match=message):
@@ -264,6 +267,11 @@ def test_bad_parameters_are_errors():
     x, y = samples(4)
     with pytest.raises(UsageError, match="steps"):
         PGD(steps=0)
+    for length in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UsageError, match="step_size"):
+            PGD(step_size=length)
+    with pytest.raises(UsageError, match="loss"):
+        PGD(loss="cw")  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="pgd is for linf, l2"):
         PGD("l7", 0.1)(model(), x, y)  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="bounds"):

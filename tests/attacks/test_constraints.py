@@ -358,6 +358,20 @@ def test_categories_outside_the_radius_flip_and_those_inside_do_not():
     assert bool(attack(model, x, y, threat=covered).success.all())
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+@pytest.mark.parametrize("name", ["pgd", "apgd", "fab"])
+def test_a_category_flips_whatever_the_slope_of_the_clean_one(name, norm):
+    """Of the three columns one raises the score, one lowers it, one does neither: a single flip breaks every row."""
+    if norm not in ATTACKS[name].norms:
+        pytest.skip("no such attack")
+    x = rows(60)
+    for bias in (-0.5, 0.5):
+        model = planted({3: 1.0, 4: -1.0}, bias)
+        out = ATTACKS[name](norm, RADII[norm], steps=20)(model, x, model.predict(x), threat=threat(norm))
+        assert bool(out.success.all())
+        assert violations(threat(norm), x, out.x_adv) == 0
+
+
 def test_a_plain_description_and_errors():
     text = "\n".join(threat(mutable=np.arange(10) != 9).describe(TABLE))
     for part in ("L∞: radius 0.8 standard", "n 0 to 9", "never changed: s", "whole numbers: n, m, sum", "may only rise: r"):

@@ -66,6 +66,12 @@ def test_the_same_questions_have_the_same_answers_and_the_generator_is_put_back(
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_fixed_draws_are_the_same_in_every_pass():
+    x, _ = samples(7)
+    fixed = Expectation(noisy(), draws=3, fixed=True)
+    assert torch.equal(output_of(fixed, x), output_of(fixed, x))
+
+
 def test_a_network_that_is_not_random_stays_as_it_is():
     x, y = samples(50)
     plain = Model(small_net(), bounds=(0, 1), device="cpu", output="logits", classes=4)

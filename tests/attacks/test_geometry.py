@@ -21,6 +21,17 @@ def ball_of(norm, *, scale=None):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_a_fixed_input_may_not_change_by_a_rounding_either(norm):
+    """The bounds of a certificate hold it where it is, and its distance is infinite."""
+    ball, x = ball_of(norm, scale=[1.0, 0.5, 2.0, 0.0, 1.0, 0.1]), torch.full((1, 6), 0.5)
+    moved = x.clone()
+    moved[0, 3] = torch.nextafter(x[0, 3], torch.tensor(1.0))
+    assert bool(ball.allows(x, x))
+    assert not bool(ball.allows(x, moved))
+    assert bool(ball.distance(x, moved).isinf())
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @given(seed=st.integers(0, 10_000), spread=st.sampled_from([0.1, 1.0, 10.0]), scaled=st.booleans())
 @settings(max_examples=40, deadline=None)
 def test_projected_points_are_allowed_and_allowed_points_stay(norm, seed, spread, scaled):

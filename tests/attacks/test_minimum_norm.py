@@ -9,13 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from audit.attacks import DDN, FMN, SigmaZero, ThreatModel, verify
-from audit.attacks.boundary import smallest, within
+from audit.attacks import DDN, FMN, SigmaZero, Tabu, ThreatModel, verify
+from audit.attacks.boundary import runs_of, smallest, within
 from audit.attacks.geometry import size_of
+from audit.attacks.goal import Goal
 from audit.errors import UsageError
 from audit.model.wrapper import Model
 
-CASES = [("linf", FMN), ("l2", FMN), ("l1", FMN), ("l0", FMN), ("l2", DDN), ("l0", SigmaZero), ("l1", SigmaZero)]
+CASES = [("linf", FMN), ("l2", FMN), ("l1", FMN), ("l0", FMN), ("l2", DDN), ("l0", SigmaZero), ("l1", SigmaZero), ("l0", Tabu)]
 IDS = [f"{kind.name}-{norm}" for norm, kind in CASES]
 NORMS = ["linf", "l2", "l1", "l0"]
 
@@ -112,11 +113,11 @@ def test_success_is_within_the_radius_and_the_example_is_kept_beyond_it(norm: st
 def test_results_belong_to_ids_whatever_the_batch(norm: str, kind):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 4)).double()
-    x, y = samples(net.float(), 40)
-    net, x, ids = net.double(), x.double(), torch.arange(100, 140)
-    more = {"restarts": 3} if kind is FMN else {}
+    x, y = samples(net.float(), 16)
+    net, x, ids = net.double(), x.double(), torch.arange(120, 136)
+    more = {"restarts": 3} if kind in (FMN, Tabu) else {}
     whole = kind(norm, steps=15, **more)(model_of(net, (0.0, 1.0)), x, y, ids=ids)
-    for size in (1, 7):
+    for size in (1, 5):
         other = kind(norm, steps=15, **more)(model_of(net, (0.0, 1.0), batch_size=size), x, y, ids=ids)
         assert torch.allclose(whole.distance, other.distance, rtol=1e-6)
 
@@ -197,6 +198,62 @@ def test_wrong_settings_are_refused(kind):
 def test_restarts_must_fit_into_the_steps():
     with pytest.raises(UsageError, match="restarts"):
         FMN("l2", steps=5, restarts=6)
+
+
+def test_tabu_search_finds_the_fewest_of_all_subsets_of_inputs():
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 3))
+    net[0].weight.data.mul_(3)
+    x = (torch.rand((40, 8), generator=torch.Generator().manual_seed(2)) > 0.5).float()
+    corners = torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 8)
+    with torch.no_grad():
+        y, classes = net(x).argmax(dim=1), net(corners).argmax(dim=1)
+    changed = (x[:, None] != corners[None]).sum(dim=2).double()
+    truth = changed.where(classes[None] != y[:, None], torch.inf).amin(dim=1)
+    out = Tabu(steps=100)(model_of(net, (0.0, 1.0)), x, y)
+    assert bool((out.distance >= truth).all())
+    assert float((out.distance == truth).float().mean()) >= 0.95
+    greedy = Tabu(steps=8, restarts=1)(model_of(net, (0.0, 1.0)), x, y)
+    assert float(out.distance.sum()) <= float(greedy.distance.sum())
+
+
+def test_a_tabu_search_of_one_column_does_not_stand_still():
+    net = nn.Linear(1, 2)
+    net.weight.data, net.bias.data = torch.tensor([[1.0], [-1.0]]), torch.zeros(2)
+    out = Tabu(steps=6)(model_of(net, (-1.0, 1.0)), torch.tensor([[0.5], [-0.5]]), torch.tensor([0, 1]))
+    assert out.distance.tolist() == [1.0, 1.0]
+
+
+def test_a_closer_example_behind_a_wall_is_found_from_random_places():
+    class Walled(nn.Module):
+        """At the origin the gradient leads up, to a boundary at 0.9; the closest is at -0.3, behind a slope that leads away."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            first = x[:, 0]
+            up = first - 0.9
+            down = torch.where(first > -0.2, -1.0 + 0.1 * first, -20 * first - 6.02)
+            return torch.stack([torch.zeros_like(first), torch.maximum(up, down)], dim=1)
+
+    x = torch.zeros((20, 2))
+    model, y = model_of(Walled(), (-1.0, 1.0)), torch.zeros(20).long()
+    one = FMN("l2", steps=60, restarts=1)(model, x, y)
+    many = FMN("l2", steps=60)(model, x, y)
+    assert float(one.distance.median()) == pytest.approx(0.9, abs=0.01)
+    assert float(many.distance.min()) == pytest.approx(0.301, abs=0.01)
+    assert float(many.distance.min()) >= 0.301 * (1 - 1e-6)
+
+
+@pytest.mark.parametrize(("steps", "norm"), [(20, "l2"), (50, "l2"), (100, "l1"), (500, "l2"), (60, "linf")])
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_runs_use_up_the_steps_and_the_first_is_the_longest(steps: int, norm: str, task: str):
+    attack = FMN(norm, steps=steps)
+    runs = runs_of(Goal(task, torch.zeros(1)), steps, attack.restarts, 0, attack.lead)
+    assert sum(run.steps for run in runs) == steps
+    assert min(run.steps for run in runs) >= 10
+    assert [run.number for run in runs] == list(range(len(runs)))
+    assert not runs[0].random
+    if task == "classification":
+        assert runs[0].steps == max(run.steps for run in runs)
 
 
 @pytest.mark.parametrize("norm", NORMS)

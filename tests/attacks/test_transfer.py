@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from audit.attacks import PGD
-from audit.attacks.transfer import Transfer, fit_surrogate
+from audit.attacks.transfer import Transfer, fit_surrogate, refitted, weights
 from audit.errors import UsageError
 from audit.model.wrapper import Model
 from tests.attacks.test_attacks import model, samples, small_net
@@ -109,3 +109,22 @@ def test_what_does_not_fit_is_said():
         Transfer(steps=3, looks=4)
     with pytest.raises(UsageError, match="at least 2"):
         fit_surrogate(blind, x[:1])
+
+
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_a_surrogate_is_made_again_from_its_weights(task: str):
+    x, _ = samples(60)
+
+    class Sum(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.flatten(1).sum(dim=1)
+
+    blind = target() if task == "classification" else Model(Sum(), task=task, bounds=(0, 1), device="cpu")
+    one = fit_surrogate(blind, x, steps=5)
+    stored = {name: array.copy() for name, array in weights(one).items()}
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    again = refitted(blind, tuple(x.shape[1:]), stored)
+    assert torch.equal(torch.get_rng_state(), before)
+    ask = (lambda m: m.values(x)) if task == "regression" else (lambda m: m.logits(x))
+    assert torch.equal(ask(one), ask(again))

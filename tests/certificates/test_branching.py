@@ -54,7 +54,7 @@ def exact(network: Network, pieces: Pieces, root, target: int, label: int) -> tu
 @pytest.mark.parametrize("kind", ["linear", pytest.param("convolution", marks=pytest.mark.slow), "clamped"])
 def test_a_bound_is_never_above_the_exact_minimum_and_reaches_it_nearly(kind):
     settled = 0
-    for seed in range(8):
+    for seed in range(5):
         model, x = tiny(seed, kind)
         label = int(model.predict(x))
         threat = ThreatModel("linf", 0.3, np.zeros(1), np.ones(1))
@@ -63,14 +63,53 @@ def test_a_bound_is_never_above_the_exact_minimum_and_reaches_it_nearly(kind):
         rows, constant, _ = margin_rows(network, torch.tensor([label]))
         for target in {0, 1, 2} - {label}:
             least, _ = exact(network, pieces, root, target, label)
-            found = branch(root, rows[0, target], float(constant[0, target]), most=2000)
+            most = 800 if least > 0 else 100  # what can be broken stays open
+            found = branch(root, rows[0, target], float(constant[0, target]), most=most)
             assert found.certified <= (least > 0)
-            if least <= 0:
-                assert found.lower <= least + 1e-6
-            elif least > 0.01:
+            assert found.lower <= least + 1e-6
+            assert branch(root, rows[0, target], float(constant[0, target]), most=9).lower <= least + 1e-6
+            if least > 0.01:
                 settled += 1
                 assert found.certified
-    assert settled >= 3
+    assert settled >= 2
+
+
+@pytest.mark.parametrize("body", [[nn.Linear(4, 3)], [nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)]], ids=["affine", "tanh"])
+def test_without_a_kink_there_is_one_part_and_crowns_bound(body):
+    torch.manual_seed(0)
+    model, x = Model(nn.Sequential(*body), task="classification", bounds=(0, 1)), torch.rand(1, 4)
+    model.resolve(x)
+    network = Network.of(model, x)
+    root = bounds_of(network, x, ThreatModel("linf", 0.2, np.zeros(1), np.ones(1)))
+    rows, constant, own = margin_rows(network, model.predict(x))
+    crown, _ = root.lowest(rows)
+    for target in (~own[0]).nonzero()[:, 0].tolist():
+        for added in (-100.0, 100.0):
+            found = branch(root, rows[0, target], float(constant[0, target]) + added, most=50)
+            assert found.parts == 1
+            assert found.certified == (added > 0)
+            assert found.lower == pytest.approx(float(crown[0, target]) + added, abs=1e-9)
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1", "l0"])
+def test_parts_bound_other_norms_and_are_never_above_what_a_point_gives(norm):
+    model, x = tiny(2, "linear")
+    label = int(model.predict(x))
+    threat = ThreatModel(norm, {"l2": 0.4, "l1": 0.8, "l0": 2.0}[norm], np.zeros(1), np.ones(1))
+    network = Network.of(model, x)
+    root = bounds_of(network, x, threat)
+    rows, constant, _ = margin_rows(network, torch.tensor([label]))
+    region = threat.on(x).around(x)
+    points = torch.cat([x, *(region.random(torch.arange(1), seed=0, purpose="test", draw=k) for k in range(300))])
+    with torch.no_grad():
+        logits = model.logits(points)
+    crown, _ = root.lowest(rows, bisections=16)
+    for target in {0, 1, 2} - {label}:
+        row, added = rows[0, target], float(constant[0, target]) - float(crown[0, target]) - 1.0
+        few, many = (branch(root, row, added, most=most).lower for most in (1, 60))
+        assert few >= -1.0 - 1e-9
+        assert many > few or few > 0
+        assert many <= float((logits[:, label] - logits[:, target]).min()) + added + 1e-9
 
 
 def test_the_probe_is_shown_inputs_of_the_box_and_ends_the_search():

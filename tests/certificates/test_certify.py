@@ -14,7 +14,10 @@ from torch import Tensor, nn
 import audit
 from audit.attacks import PGD
 from audit.certificates import Network, NoBound, bounds_of, certify
+from audit.certificates.activations import Maximum
+from audit.certificates.bounds import Bounds
 from audit.certificates.certify import margin_rows
+from audit.certificates.inputs import Inputs
 from audit.errors import UsageError
 from tests.certificates.networks import NETWORKS, Mixed, Residual, mlp, network, pooled, samples, threat
 
@@ -41,22 +44,36 @@ def _points(model: audit.Model, x: Tensor, y: Tensor, norm: str, eps: float, see
     return [point for point in found if bool(ball.allows(x, point).all())]
 
 
+@pytest.mark.parametrize("norm", RADII)
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(name=st.sampled_from(list(NETWORKS)), seed=st.integers(0, 10_000), share=st.floats(0.02, 2.0))
+def test_no_point_crosses_a_bound(name: str, seed: int, share: float, norm: str) -> None:
+    _hold_at_points(name, seed, share, norm)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 @settings(max_examples=6, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10_000), share=st.floats(0.02, 2.0), norm=st.sampled_from(list(RADII)))
-def test_no_point_crosses_a_bound(name: str, seed: int, share: float, norm: str) -> None:
+def test_no_point_crosses_a_bound_of_any_network(name: str, seed: int, share: float, norm: str) -> None:
+    _hold_at_points(name, seed, share, norm)
+
+
+def _hold_at_points(name: str, seed: int, share: float, norm: str) -> None:
     model = network(name, seed)
     x, _ = samples(seed)
     y = model.predict(x)
     eps = max(1.0, round(RADII[norm] * share)) if norm == "l0" else RADII[norm] * share
-    net = Network.of(model, x)
+    net = Network.of(model, x, dtype=torch.float32)
     found = {method: certify(model, x, y, threat(eps, norm), method=method, network=net) for method in ("ibp", "crown")}
     found["alpha"] = certify(model, x, y, threat(eps, norm), alpha_steps=3, network=net)
+    found["parts"] = certify(model, x, y, threat(eps, norm), parts=12, network=net)
     fine = certify(model, x, y, threat(eps, norm), network=Network.of(model, x, dtype=torch.float64))
     # Never looser, but for the rounding of the bounds' own type: tighter intervals round otherwise.
     size = 1e-6 * found["ibp"].lower.abs().nan_to_num(posinf=0.0) + 1e-7
     assert bool((found["crown"].lower >= found["ibp"].lower - size).all())
     assert bool((found["alpha"].lower >= found["crown"].lower - size).all())
+    assert bool((found["parts"].lower >= found["crown"].lower).all())
     points = _points(model, x, y, norm, eps, seed)
     assert len(points) > 4
     for point in points:
@@ -128,6 +145,128 @@ def _largest_gain(a: np.ndarray, x: np.ndarray, norm: str, eps: float) -> float:
     return float(-best.fun)
 
 
+def test_branching_certifies_what_is_nearly_certified_and_costs_passes() -> None:
+    gained = 0
+    for seed in range(4):
+        model = network("mlp", seed)
+        x, _ = samples(seed)
+        y = model.predict(x)
+        net = Network.of(model, x)
+        plain, parted = (certify(model, x, y, threat(0.04), network=net, parts=parts) for parts in (0, 40))
+        assert bool((parted.certified | ~plain.certified).all())
+        assert bool((parted.lower >= plain.lower).all())
+        assert "branching" in parted.method
+        changed = (parted.lower > plain.lower).any(dim=1)
+        assert parted.passes - plain.passes >= 80 * int(changed.sum())
+        gained += int(parted.certified.sum()) - int(plain.certified.sum())
+    assert gained > 0
+
+
+@pytest.mark.parametrize("norm", RADII)
+def test_a_function_without_coefficients_is_nothing(norm: str) -> None:
+    x = torch.rand(2, 5)
+    inputs = Inputs.around(x, threat(RADII[norm], norm).on(x), torch.float64)
+    rows = torch.zeros((2, 2, 5), dtype=torch.float64)
+    rows[:, 1, 2] = 1e-200
+    lowest = inputs.lowest(rows, bisections=16)
+    assert lowest[:, 0].tolist() == [0.0, 0.0]
+    assert bool((lowest[:, 1].abs() < 1e-199).all())
+
+
+def test_a_limit_is_what_the_networks_own_type_makes_of_it() -> None:
+    """0.7 in float32 is a little less than in float64, in which bounds are computed."""
+    model = audit.Model(nn.Hardtanh(-0.5, 0.7), output="logits", bounds=(-1, 1), device="cpu")
+    x = torch.tensor([[0.9, 0.2, -0.9], [-0.8, 0.95, 0.1]])
+    low, high = Bounds.intervals(Network.of(model, x, dtype=torch.float64), x.double(), x.double()).output()
+    with torch.no_grad():
+        given = model.logits(x).double()
+    assert float(given.max()) != 0.7
+    assert bool(((low <= given) & (given <= high)).all())
+    assert float((high - low).max()) < 1e-9
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_slope_is_what_the_networks_own_type_makes_of_it(dtype: torch.dtype) -> None:
+    turn = nn.Linear(3, 3, bias=False)
+    with torch.no_grad():
+        turn.weight.copy_(-torch.eye(3))
+    model = audit.Model(nn.Sequential(turn, nn.LeakyReLU(0.1)).to(dtype), output="logits", bounds=(0, 1), device="cpu")
+    x = torch.rand((4, 3), dtype=dtype)
+    low, high = Bounds.intervals(Network.of(model, x), x.double(), x.double()).output()
+    with torch.no_grad():
+        given = model.logits(x).double()
+    assert bool(((low <= given) & (given <= high)).all())
+    assert float((high - low).max()) < 16 * torch.finfo(dtype).eps
+
+
+def test_windows_that_share_an_input_are_bounded_with_the_rounding_of_their_sum() -> None:
+    """Forty-nine windows hold the same largest input: their coefficients are added up, in another order than the network's."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(49, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(nn.functional.max_pool2d(x, 7, stride=1).flatten(1))
+
+    for seed in range(20):
+        torch.manual_seed(seed)
+        module = Pooled()
+        with torch.no_grad():
+            module.head.weight.normal_(0, 100)
+        model = audit.Model(module, output="logits", bounds=(0, 1), device="cpu")
+        x = torch.rand(3, 1, 13, 13) / 2
+        x[:, :, 6, 6] = 0.9
+        y = model.predict(x)
+        network = Network.of(model, x, dtype=torch.float32)
+        lower = certify(model, x, y, threat(0.0), network=network).lower
+        with torch.no_grad():
+            weight, bias = module.head.weight.double(), module.head.bias.double()
+            exact = nn.functional.max_pool2d(x.double(), 7, stride=1).flatten(1) @ weight.T + bias
+        margin = (exact.gather(1, y[:, None]) - exact).scatter(1, y[:, None], torch.inf)
+        assert bool((lower <= margin).all())
+        assert bool((lower <= _margins(model, x, y)).all())
+        assert Maximum([7, 7], [1, 1], [0, 0], [1, 1], ceil=False).shared == 49
+
+
+@pytest.mark.parametrize("ending", [nn.Softmax(dim=1), nn.Sigmoid()], ids=["softmax", "sigmoids"])
+def test_what_is_certified_is_the_class_of_the_probabilities_as_they_are_computed(ending: nn.Module) -> None:
+    """The larger logit need not be the larger probability: near ties, and where sigmoids side by side are all 1."""
+    layer = nn.Linear(2, 2)
+    with torch.no_grad():
+        layer.weight.zero_()
+    model = audit.Model(nn.Sequential(layer, ending), output="probabilities", bounds=(0, 1), device="cpu")
+    x, y = torch.full((1, 2), 0.5), torch.ones(1, dtype=torch.long)
+    lost = kept = 0
+    for low in (-100.0, -3.0, 0.0, 8.0, 16.0, 60.0):
+        for gap in (1e-8, 1.3e-7, 1e-5, 1.0, 40.0):
+            with torch.no_grad():
+                layer.bias.copy_(torch.tensor([low, low + gap]))
+            if int(model.predict(x)) != 1:
+                continue
+            with torch.no_grad():
+                said = int(model.module(x).argmax(dim=1))
+            certified = bool(certify(model, x, y, threat(0.1)).certified)
+            assert not certified or said == 1
+            lost += said != 1
+            kept += certified
+    assert lost >= 1
+    assert kept >= 7
+
+
+def test_one_probability_is_certified_on_its_side_of_a_half() -> None:
+    layer = nn.Linear(2, 1)
+    with torch.no_grad():
+        layer.weight.zero_()
+    model = audit.Model(nn.Sequential(layer, nn.Sigmoid()), output="binary_probability", bounds=(0, 1), device="cpu")
+    x = torch.full((1, 2), 0.5)
+    for bias, expected in ((1e-8, False), (-1e-8, False), (1e-4, True), (-1e-4, True)):
+        with torch.no_grad():
+            layer.bias.fill_(bias)
+        assert bool(certify(model, x, torch.tensor([int(bias > 0)]), threat(0.1)).certified) == expected
+
+
 def test_bounds_do_not_depend_on_the_batch() -> None:
     model = network("residual", 5)
     x, _ = samples(5, 9)
@@ -161,10 +300,11 @@ def test_a_regression_network_is_certified_within_its_tolerance() -> None:
     near, far = (certify(model, x, clean, threat(eps), tolerance=0.1) for eps in (0.001, 0.9))
     assert bool(near.certified.all())
     assert not bool(far.certified.any())
+    certificate = certify(model, x, clean, threat(0.05), tolerance=0.1)
+    assert bool(certificate.certified.any())
     for _ in range(50):
         with torch.no_grad():
             moved = model.values((x + 0.05 * (2 * torch.rand(x.shape) - 1)).clamp(0, 1))
-        certificate = certify(model, x, clean, threat(0.05), tolerance=0.1)
         assert not bool((certificate.certified & ((moved - clean).abs() > 0.1)).any())
     with pytest.raises(UsageError, match="tolerance"):
         certify(model, x, clean, threat(0.1))
@@ -294,8 +434,6 @@ def test_networks_out_of_files_are_certified_as_the_live_ones(build: type[nn.Mod
     module = build().eval()
     if kind == "pickled" and not isinstance(module, nn.Sequential):
         pytest.skip("plain layers alone are read from pickles")
-    if kind == "onnx" and build is Mixed:
-        pytest.skip("its pads are computed in the file, which no record without values follows: it is refused")
     x, _ = samples(0, 5)
     path = tmp_path / {"pickled": "net.pt", "pt2": "net.pt2", "onnx": "net.onnx"}[kind]
     if kind == "pickled":
@@ -307,6 +445,11 @@ def test_networks_out_of_files_are_certified_as_the_live_ones(build: type[nn.Mod
     live = audit.Model(module, output="logits", bounds=(0, 1), device="cpu")
     read = audit.Model.load(path, output="logits", bounds=(0, 1), device="cpu")
     y = live.predict(x)
+    if kind == "onnx" and build is Mixed:
+        # Its pads are computed in the file, which no record without values follows.
+        with pytest.raises(NoBound, match="operations without values"):
+            certify(read, x, y, threat(0.02))
+        return
     expected, got = (certify(model, x, y, threat(0.02)).lower for model in (live, read))
     assert torch.allclose(got, expected, atol=1e-4)
 
@@ -365,3 +508,12 @@ def test_a_network_that_rounds_to_a_coarser_type_inside_has_no_bound():
     x = torch.rand(2, 4, dtype=torch.float64)
     with pytest.raises(NoBound, match=r"rounds numbers from torch\.float64"):
         certify(model, x, torch.zeros(2, dtype=torch.long), threat(0.1))
+
+
+def test_arrays_are_taken_as_tensors_are_and_labels_are_counted():
+    model = audit.Model(mlp(), output="logits", bounds=(0, 1), device="cpu")
+    x, y = torch.rand(5, 72), torch.zeros(5, dtype=torch.long)
+    from_arrays = certify(model, x.numpy(), y.numpy(), threat(0.1))
+    assert torch.equal(from_arrays.lower, certify(model, x, y, threat(0.1)).lower)
+    with pytest.raises(UsageError, match="expected one label a sample, got 6 labels for 5 samples"):
+        certify(model, x, torch.zeros(6, dtype=torch.long), threat(0.1))

@@ -44,6 +44,21 @@ def test_it_abstains_on_the_boundary() -> None:
     assert out.radius.tolist() == [0.0]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_output_that_is_no_number_votes_for_no_class(value: float) -> None:
+    """Whatever class `argmax` makes of it, a network that answers nothing under noise has no radius."""
+
+    class Unanswered(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            gone = torch.where(x.abs().amax(dim=1, keepdim=True) > 0.01, value, 0.0)
+            return torch.cat((1 + gone, torch.zeros_like(gone)), dim=1)
+
+    model = audit.Model(Unanswered(), output="logits", bounds=(-5, 5), device="cpu")
+    out = smooth(model, torch.zeros(2, 4), torch.arange(2), sigma=0.5, n0=20, n=200)
+    assert out.predicted.tolist() == [-1, -1]
+    assert out.radius.tolist() == [0.0, 0.0]
+
+
 def test_votes_belong_to_ids_and_not_to_batches() -> None:
     torch.manual_seed(0)
     model = audit.Model(
@@ -55,6 +70,9 @@ def test_votes_belong_to_ids_and_not_to_batches() -> None:
     part = smooth(model, x[60:], ids[60:], sigma=0.5, n0=20, n=50)
     assert part.lower.tolist() == whole.lower[60:].tolist()
     assert part.predicted.tolist() == whole.predicted[60:].tolist()
+    arrays = smooth(model, x[60:].numpy(), ids[60:].numpy(), sigma=0.5, n0=20, n=50)
+    assert arrays.lower.tolist() == part.lower.tolist()
+    assert bool(arrays.certified(part.predicted.numpy(), 0.0).equal(part.radius > 0))
 
 
 @pytest.mark.parametrize("wrong", [{"sigma": 0.0}, {"sigma": 0.1, "n": 0}, {"sigma": 0.1, "alpha": 1.0}])

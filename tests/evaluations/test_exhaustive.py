@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,11 @@ from torch import nn
 
 from audit import Model
 from audit.attacks.geometry import ThreatModel
+from audit.budget import until
 from audit.certificates import Network, bounds_of
+from audit.certificates.branching import branch
+from audit.certificates.certify import margin_rows
+from audit.errors import BudgetSpent
 from audit.evaluations.base import ARRAYS, Found, Job, Known
 from audit.evaluations.exhaustive import Branching, Reader, Walking, exhaustive
 from audit.evaluations.pieces import Pieces, Reach, climb
@@ -63,9 +69,9 @@ def run(model, x, y, threat, rounds):
     return broken, certified, done
 
 
-@pytest.mark.parametrize("eps", [0.05, pytest.param(0.12, marks=pytest.mark.slow)])
-def test_every_sample_of_a_small_network_is_broken_or_certified_as_it_should_be(eps):
-    model, x, y = network()
+@pytest.mark.parametrize(("eps", "n"), [(0.05, 6), pytest.param(0.12, 24, marks=pytest.mark.slow)])
+def test_every_sample_of_a_small_network_is_broken_or_certified_as_it_should_be(eps, n):
+    model, x, y = (part if i == 0 else part[:n] for i, part in enumerate(network()))
     threat = ThreatModel("linf", eps, np.zeros(1), np.ones(1))
     broken, certified, done = run(model, x, y, threat, exhaustive())
     assert not (broken & certified).any()
@@ -79,6 +85,31 @@ def test_every_sample_of_a_small_network_is_broken_or_certified_as_it_should_be(
         examples = torch.from_numpy(rows["x_adv"][rows["broken"]])
         assert bool(ball.allows(x[hit], examples).all())
         assert bool((model.predict(examples) != y[hit]).all())
+
+
+def test_branching_breaks_by_where_its_bounds_are_lowest_and_counts_its_passes():
+    model, x, y = network(2)
+    threat = ThreatModel("linf", 0.15, np.zeros(1), np.ones(1))
+    forwards = model.forwards
+    broken, certified, _ = run(model, x[:3], y[:3], threat, [Branching(0, 12, Reader())])
+    assert broken.any()
+    assert not (broken & certified).any()
+    assert model.forwards - forwards > 20 * 80
+    again, same, _ = run(model, x[:3].flip(0), y[:3].flip(0), threat, [Branching(0, 12, Reader())])
+    assert certified.tolist() == same[::-1].tolist()
+    assert broken.tolist() == again[::-1].tolist()
+
+
+def test_branching_ends_with_the_budget():
+    model, x, y = network()
+    read, threat = Reader(), ThreatModel("linf", 0.12, np.zeros(1), np.ones(1))
+    found = read.of(model, x)[0]
+    assert found is not None
+    root = bounds_of(found, x[:1], threat)
+    rows, constant, own = margin_rows(found, y[:1])
+    target = int((~own[0]).nonzero()[0])
+    with until(time.monotonic() - 1), pytest.raises(BudgetSpent):
+        branch(root, rows[0, target], float(constant[0, target]) - 100.0, most=8)
 
 
 def test_walks_break_and_certify_nothing_and_rounds_take_no_samples():

@@ -406,7 +406,7 @@ def checks() -> list[CheckResult]:
                 id="robustness.loss_rises", ok=True, detail="The loss rose in 99.8 % of the attacked samples.", value=0.998
             ),
             Evidence(
-                id="robustness.black_box_no_better",
+                id="robustness.gradient_free",
                 ok=False,
                 detail="Square, which sees no gradient, broke 12 samples that gradient attacks did not: they may be masked.",
                 value=12.0,

@@ -455,7 +455,7 @@ def tiny(checks: list[CheckResult], **parts: Any) -> Result:
 
 
 def test_evidence_stands_in_plain_words_with_its_id_and_figure(page: Page) -> None:
-    assert "does not holdAn attack without gradients finds no more 12 robustness.black_box_no_better" in page.text
+    assert "does not holdAn attack without gradients finds no more 12 robustness.gradient_free" in page.text
     assert "holdsThe loss rises along the attack 0.998 robustness.loss_rises" in page.text
 
 

@@ -102,7 +102,7 @@ def test_messages_and_properties_hold_the_figures(result: Result) -> None:
     assert outcome(waived) == "skipped"
     assert "Until 2031-01-01, by the risk board: new data are being collected." in waived.result[0].message
     assert outcome(cases["audit.policy", "anomaly.autoencoder.auroc should be at least 0.9 (not required)"]) == "skipped"
-    unsound = cases["audit.robustness", "evidence: robustness.black_box_no_better"]
+    unsound = cases["audit.robustness", "evidence: robustness.gradient_free"]
     assert outcome(unsound) == "error"
     assert "broke 12 samples" in unsound.result[0].message
     assert cases["audit.robustness", "robustness.linf.accuracy should be at least 0.7"].time == 60.0

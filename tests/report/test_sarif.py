@@ -60,7 +60,7 @@ def test_results_carry_figures_and_words(result: Result) -> None:
     assert waived["level"] == "note"
     assert "by the risk board" in waived["suppressions"][0]["justification"]
     assert found(run, "limit/anomaly.autoencoder.auroc min")["level"] == "note"
-    assert found(run, "evidence/robustness.black_box_no_better")["level"] == "error"
+    assert found(run, "evidence/robustness.gradient_free")["level"] == "error"
     rules = {rule["id"] for rule in run["tool"]["driver"]["rules"]}
     assert "limit/performance.accuracy min" in rules
     assert not [one for one in run["results"] if one["ruleId"] == "limit/performance.accuracy min"], "what passed is no alert"
