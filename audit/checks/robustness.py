@@ -12,7 +12,7 @@ from audit.attacks.art import ArtAttack
 from audit.attacks.asked import Asked, as_asked
 from audit.attacks.geometry import NORMS, SYMBOLS, Norm, ThreatModel
 from audit.checks import robustness_answer as said
-from audit.checks import robustness_fitted, robustness_random, robustness_smoothing, robustness_spatial
+from audit.checks import robustness_fitted, robustness_random, robustness_smoothing, robustness_spatial, robustness_surrogate
 from audit.checks import robustness_plan as plan
 from audit.checks import robustness_table as table
 from audit.checks.base import (
@@ -99,6 +99,10 @@ class RobustnessOptions(CheckOptions):
     )
     art: list[Asked] = Field(
         default_factory=list, description="attacks of ART on what stands: class names, or tables with name and parameters"
+    )
+    surrogate: robustness_surrogate.SurrogateOptions | None = Field(
+        default=None,
+        description="transfer: file of a whole network (torch.nn layers, .pt2, .onnx); unstated: one is trained",
     )
     spatial: bool | robustness_spatial.SpatialOptions = Field(
         default=False, description="images: rotations and shifts, true or a table with max_angle, max_shift, angles, shifts"
@@ -232,7 +236,7 @@ class Robustness(Check):
         eps = task.options.eps
         if eps is not None and len(eps) != len(task.options.norm):
             raise UsageError(f"give one --eps for each --norm: got {len(task.options.norm)} norms and {len(eps)} radii")
-        for extra in (robustness_spatial, robustness_smoothing, robustness_fitted):
+        for extra in (robustness_surrogate, robustness_spatial, robustness_smoothing, robustness_fitted):
             extra.preflight(task)
         for norm in task.options.norm:
             threat = threat_model(task, norm)

@@ -21,6 +21,7 @@ from audit.checks import (
     robustness_jumps,
     robustness_norms,
     robustness_random,
+    robustness_surrogate,
 )
 from audit.checks.base import Arrays, Block, Found, Stage, Task
 from audit.checks.robustness_evidence import masked, suspicious, unfinished
@@ -154,8 +155,8 @@ def _called(one: Attacked, again: Attack, square: Attack, queries: float, looked
     but the quickest. Where gradients are masked: the attack on mended gradients, Square and transfer on all that stands, and
     decisions alone for what is left.
     """
-    threat, out = one.threat, [robustness_called.surrogate(one, looked)]
-    on_surrogate = robustness_called.on_surrogate(one)
+    threat, out = one.threat, [robustness_surrogate.stage(one, looked)]
+    on_surrogate = robustness_surrogate.on_surrogate(one)
 
     def add(part: str, attack: Attack | None, passes: float, only: Callable[[Found], bool], most: int | None = None) -> None:
         nonlocal looked
@@ -169,12 +170,14 @@ def _called(one: Attacked, again: Attack, square: Attack, queries: float, looked
         return masked(one, found)
 
     def fitted(found: Found) -> bool:
-        return len(found[one.id(SURROGATE)].arrays) > 0
+        return robustness_surrogate.available(one, found)
 
     transferred = robustness_called.transferred(one)
     looked = (*looked, SURROGATE)
     add(LONGER, again, 0.0, lambda found: unfinished(one, found))
-    add(TRANSFER, transferred, 10.0, fitted, LOOKED_AT[one.task.profile])
+    # Examples of a network that the user gives are tried on all that stands: their answer is wanted.
+    few = LOOKED_AT[one.task.profile] if one.task.options.surrogate is None else None
+    add(TRANSFER, transferred, 10.0, fitted, few)
     add(MENDED, robustness_called.through(one), 0.0, hidden)
     add(REST, square, queries, lambda found: suspicious(one, found))
     add(TRANSFERRED, transferred, 0.0, lambda found: fitted(found) and masked(one, found))
