@@ -34,7 +34,7 @@ OR = {"logical_or", "__or__", "bitwise_or"}
 NOT = {"logical_not", "__invert__", "bitwise_not"}
 SATURATING = {"exp", "exp2", "softmax", "sigmoid", "expit", "special_expit", "tanh", "erf"}
 WIDEST = 10.0  # what goes into one of these, at most, where its slope is taken: e⁻¹⁰ does not underflow
-FALSE = 0.5  # correlation of a layer's gradient with its own moves: 0.98 and up in honest layers, 0 in false ones
+FALSE = 0.5  # correlation of a layer's gradient with its own moves, below which it is mended
 
 
 @contextmanager

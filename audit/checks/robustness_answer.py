@@ -68,8 +68,16 @@ def conclude(one: Attacked, found: Found, answer: Answer) -> str:
     return (
         f"Under {one.name} changes of at most {one.radius}, {int((~broken).sum())} of {n} samples "
         f"{noun} as far as this attack found ({_percent(accuracy.value)}, {task.confidence:.0%} interval "
-        f"{_percent(accuracy.low)} to {_percent(accuracy.high)})."
+        f"{_percent(accuracy.low)} to {_percent(accuracy.high)}).{_proven(one, found, right & certified)}"
     )
+
+
+def _proven(one: Attacked, found: Found, certified: Bits) -> str:
+    """Say how many samples are certified, where there are bounds at all."""
+    if absent(one, found):
+        return ""
+    k = int(certified.sum())
+    return f" Certified, so that no such change breaks them: {k}." if k else " None of them is certified."
 
 
 def examples(one: Attacked, found: Found) -> Arrays:

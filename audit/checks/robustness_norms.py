@@ -14,8 +14,8 @@ from audit.attacks.square import Square
 from audit.checks.robustness_state import REST, SQUARE, Attacked
 from audit.evaluations.afar import Afar
 
-# Of images whose box is 1 wide: L∞ and L2 as RobustBench has CIFAR-10, L1 as Croce & Hein 2021 ("Mind the Box", section 5), L0
-# the smallest number of inputs that Cinà et al. 2024 (σ-zero, section 4) report for it.
+# Of images whose box is 1 wide: L∞, L2 and L1 as the field has CIFAR-10 (RobustBench; Croce & Hein 2021, "Mind the Box"); L0 is
+# a choice of our own.
 IMAGES: dict[str, float] = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "l0": 10.0}
 MOST = 0.1  # of the inputs, L1 and L0: in small pictures the field's radii would change all that there is
 ROW = 0.1  # standard deviations of a table's columns; in L0, one column
