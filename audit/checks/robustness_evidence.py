@@ -235,6 +235,8 @@ def _slope(one: Attacked, found: Found) -> list[Evidence]:
     rows = one.rows(found, "slope")
     if rows is None or one.threat.eps <= 0:
         return []
-    correlation = rows["correlation"]
-    known = np.isfinite(correlation)
-    return [sanity.gradient_true(one.prefix, correlation[known])] if known.any() else []
+    out: list[Evidence] = []
+    for name, judge in (("correlation", sanity.gradient_true), ("unseen", sanity.gradient_whole)):
+        known = np.isfinite(rows[name])
+        out += [judge(one.prefix, rows[name][known])] if known.any() else []
+    return out

@@ -366,7 +366,8 @@ def _slope(one: Attacked) -> Stage:
     def job(block: Block) -> Arrays:
         model = as_attacked(one, block, "slope", fixed=True)
         told = sanity.gradient_correlation(model, block.x, block.y, block.ids, one.threat, seed=task.seed)
-        return {"correlation": told.cpu().numpy()}
+        unseen = sanity.moves_unseen(model, block.x, block.y, block.ids, one.threat, seed=task.seed)
+        return {"correlation": told.cpu().numpy(), "unseen": unseen.cpu().numpy()}
 
     def select(found: Found) -> NDArray[np.int64]:
         positions = np.flatnonzero(right_at_first(task, found))
@@ -378,7 +379,7 @@ def _slope(one: Attacked) -> Stage:
         cost_of=one.id("gradient_true"),
         select=select,
         after=("predictions.test",),
-        passes=2.0 * sanity.SLOPE_DRAWS * len(sanity.SLOPE_LENGTHS),
+        passes=2.0 * sanity.SLOPE_DRAWS * len(sanity.SLOPE_LENGTHS) + 4.0 * sanity.UNSEEN_DRAWS,
     )
 
 

@@ -17,6 +17,7 @@ _ROBUSTNESS = {
     "gradients_nonzero": "the attack has a gradient to follow",
     "gradient_found": "the network has a gradient somewhere in the box",
     "gradient_true": "the gradient says what the loss does",
+    "gradient_whole": "inputs without a gradient do not move the loss",
     "continuous": "outputs do not jump beside what was attacked",
     "loss_rises": "the loss rises along the attack",
     "beats_noise": "the attack does better than random noise",
