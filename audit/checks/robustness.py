@@ -250,6 +250,7 @@ class Robustness(Check):
     def stages(self, task: Task) -> list[Stage]:
         """List the work: for each norm the attack, and what puts the attack to the test."""
         out = [predictions(task, cost_of="robustness.predictions"), *repeatability(task, self.id)]
+        out += robustness_random.shared(task)
         for norm in task.options.norm:
             out += plan.stages(evaluated(task, norm))
         out += [*robustness_spatial.stages(task), *robustness_smoothing.stages(task)]

@@ -126,7 +126,7 @@ def stages(one: Attacked) -> list[Stage]:
         attack_stage(one, "unbounded", unbounded, wide, 2.0 * robustness_norms.LONGER_STEPS, after=(), most=NOISED),
         _alone(one),
     ]
-    return [*robustness_random.stages(one), *(_after_repeat(one, stage) for stage in out)]
+    return [robustness_random.stage(one), *(_after_repeat(one, stage) for stage in out)]
 
 
 def _after_repeat(one: Attacked, stage: Stage) -> Stage:

@@ -30,13 +30,8 @@ ASKED_TWICE = 64
 SHOWN_LAYERS = 8  # samples with which layers are looked at
 
 
-def stages(one: Attacked) -> list[Stage]:
-    """Return the stages that ask whether outputs repeat, in the ball, too, and, where not, which samples are mostly right."""
-    task = one.task
-
-    def job(block: Block) -> Arrays:
-        first, second = _twice(one, block)
-        return {"first": first, "second": second}
+def shared(task: Task) -> list[Stage]:
+    """Return the stages that serve every norm: which samples a random network mostly gets right, and what its layers do."""
 
     def majority(block: Block) -> Arrays:
         if task.model.task == "regression" or not clean_differ(task, block.earlier):
@@ -47,20 +42,10 @@ def stages(one: Attacked) -> list[Stage]:
     def everyone(found: Found) -> NDArray[np.int64]:
         return np.arange(len(task.data.test) if clean_differ(task, found) else 0)
 
-    cost_of = one.id("repeatable")
-    n = len(task.data.test)
-    repeat = Stage(
-        id=one.id(REPEAT),
-        job=job,
-        cost_of=cost_of,
-        select=lambda _: spread_positions(n, ASKED_TWICE),
-        after=("predictions.test",),
-        passes=0.1,
-    )
     mostly = Stage(
         id=MAJORITY,
         job=majority,
-        cost_of=cost_of,
+        cost_of="robustness.repeatable",
         select=everyone,
         after=("predictions.test", "repeatability.twice"),
         passes=0.0,  # of few networks
@@ -69,12 +54,29 @@ def stages(one: Attacked) -> list[Stage]:
         id=LAYERS,
         job=lambda block: _layers(task, block.x),
         cost_of="robustness.eval_mode",
-        select=lambda _: spread_positions(n, SHOWN_LAYERS),
+        select=lambda _: spread_positions(len(task.data.test), SHOWN_LAYERS),
         after=("predictions.test",),
         passes=0.1,
         whole=True,
     )
-    return [repeat, mostly, layers]
+    return [mostly, layers]
+
+
+def stage(one: Attacked) -> Stage:
+    """Return the stage that asks whether outputs repeat at random points of the ball, too."""
+
+    def job(block: Block) -> Arrays:
+        first, second = _twice(one, block)
+        return {"first": first, "second": second}
+
+    return Stage(
+        id=one.id(REPEAT),
+        job=job,
+        cost_of=one.id("repeatable"),
+        select=lambda _: spread_positions(len(one.task.data.test), ASKED_TWICE),
+        after=("predictions.test",),
+        passes=0.1,
+    )
 
 
 def clean_differ(task: Task, found: Found) -> bool:
