@@ -10,6 +10,8 @@ Unless `--allocator system` is given, the C library is asked to keep the memory 
 hands the top of its heap back after some passes and not after others, as the last tensor happens to lie: getting it again took
 15 to 26 % of the time of attack and bare passes alike, and the ratio was one of page faults (0.91 to 1.17 where the time in
 user space had 1.03 to 1.07).
+
+Seen on free cores, one thread, 20 pairs: PGD 1.037 (L∞) and 1.066 (L2), APGD 1.060 and 1.083.
 """
 
 from __future__ import annotations
