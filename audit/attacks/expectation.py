@@ -22,7 +22,34 @@ from audit.model.wrapper import Model
 PURPOSE = "expectation"
 
 
-class Expectation(Model):
+class Around(Model):
+    """A Model around another one's network: each pass is counted by the Model inside."""
+
+    def __init__(self, model: Model) -> None:
+        self.__dict__.update(model.__dict__)
+        self._depth = 0
+        self.inner = model
+
+    @property
+    def forwards(self) -> int:
+        """Samples that went through the network forwards so far."""
+        return self.inner.forwards
+
+    @forwards.setter
+    def forwards(self, count: int) -> None:
+        self.inner.forwards = count
+
+    @property
+    def backwards(self) -> int:
+        """Samples that went through the network backwards so far."""
+        return self.inner.backwards
+
+    @backwards.setter
+    def backwards(self, count: int) -> None:
+        self.inner.backwards = count
+
+
+class Expectation(Around):
     r"""A Model whose output is the mean over draws of another Model's random output.
 
     Athalye, Engstrom, Ilyas & Kwok 2018, "Synthesizing Robust Adversarial Examples", section 2.2: the gradient of an
@@ -57,29 +84,10 @@ class Expectation(Model):
     def __init__(self, model: Model, *, draws: int = 10, seed: int = 0, block: int = 0, fixed: bool = False) -> None:
         if draws < 1:
             raise UsageError(f"draws must be at least 1, got {draws}")
-        self.__dict__.update(model.__dict__)
-        self._depth = 0
+        super().__init__(model)
         self.batch_size = BatchSize(max(1, model.batch_size.current // draws))
-        self.inner, self.draws, self.seed, self.block = model, draws, seed, block
+        self.draws, self.seed, self.block = draws, seed, block
         self.asked, self.fixed = 0, fixed
-
-    @property
-    def forwards(self) -> int:
-        """Samples that went through the network forwards so far, each draw counted."""
-        return self.inner.forwards
-
-    @forwards.setter
-    def forwards(self, count: int) -> None:
-        self.inner.forwards = count
-
-    @property
-    def backwards(self) -> int:
-        """Samples that went through the network backwards so far, each draw counted."""
-        return self.inner.backwards
-
-    @backwards.setter
-    def backwards(self, count: int) -> None:
-        self.inner.backwards = count
 
     def logits(self, x: Tensor) -> Tensor:
         """Return the mean over draws of logits on one scale, (n, classes); counts n forwards a draw."""

@@ -7,11 +7,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from audit.attacks.base import Attack, Candidates, output_of
+from audit.attacks.base import Candidates, output_of
 from audit.attacks.geometry import Ball, Norm, Region
 from audit.attacks.goal import Goal
+from audit.attacks.queries import QueryAttack
 from audit.data.noise import hashed_bits
-from audit.errors import UsageError
 from audit.model.wrapper import Model
 
 SHARE = 0.3  # of the changed inputs that the first proposals replace
@@ -21,7 +21,7 @@ LOOK_EVERY = 10  # queries between looks at who has left: each look is a sync on
 INSIDE = 0.5  # share of a table's values in L0 that lie anywhere in the box: there an answer may change and change back
 
 
-class SparseSearch(Attack):
+class SparseSearch(QueryAttack):
     """Random search over which inputs change, and to which end of the box; no gradient, so that none can be masked from it.
 
     Croce, Andriushchenko, Singh, Flammarion & Hein 2022, "Sparse-RS: a versatile framework for query-efficient sparse black-box
@@ -44,21 +44,7 @@ class SparseSearch(Attack):
     norms = ("l0", "l1")
 
     def __init__(self, norm: Norm = "l0", eps: float = 10, *, queries: int = 1000, seed: int = 0) -> None:
-        super().__init__(norm, eps, seed=seed)
-        if queries < 2:
-            raise UsageError(f"queries must be at least 2, got {queries}")
-        self.queries = queries
-
-    def run(self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor) -> Candidates:
-        """Attack a batch; see `Attack.run`. The candidate of an unbroken sample is the best point of its last search."""
-        found = Candidates.start(x)
-        found.grad_zero.fill_(False)
-        if goal.task == "regression":
-            self._search(model, x, goal, ball, ids, found, 1.0, (self.queries + 1) // 2)
-            self._search(model, x, goal, ball, ids, found, -1.0, self.queries // 2)
-        else:
-            self._search(model, x, goal, ball, ids, found, 1.0, self.queries)
-        return found
+        super().__init__(norm, eps, queries=queries, seed=seed)
 
     def _search(
         self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor, found: Candidates, direction: float, queries: int

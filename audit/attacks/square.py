@@ -11,9 +11,10 @@ from math import prod, sqrt
 import torch
 from torch import Tensor
 
-from audit.attacks.base import Attack, Candidates, output_of
+from audit.attacks.base import Candidates, output_of
 from audit.attacks.geometry import Ball, Norm, Region, l2_norm, per_sample
 from audit.attacks.goal import Goal
+from audit.attacks.queries import QueryAttack
 from audit.data.noise import hashed_bits
 from audit.errors import UsageError
 from audit.model.wrapper import Model
@@ -24,7 +25,7 @@ LOOK_EVERY = 10  # queries between looks at who has left: each look is a sync on
 TILES = 5  # L2: the first point has 5 × 5 tiles
 
 
-class Square(Attack):
+class Square(QueryAttack):
     """Random search over squares at the edge of the ball; no gradient, so that none can be masked from it.
 
     Andriushchenko et al. 2020, "Square Attack: a query-efficient black-box adversarial attack via random search", algorithms 1
@@ -53,23 +54,10 @@ class Square(Attack):
     def __init__(
         self, norm: Norm = "linf", eps: float = 8 / 255, *, queries: int = 1000, p_init: float = 0.8, seed: int = 0
     ) -> None:
-        super().__init__(norm, eps, seed=seed)
-        if queries < 2:
-            raise UsageError(f"queries must be at least 2, got {queries}")
+        super().__init__(norm, eps, queries=queries, seed=seed)
         if not 0 < p_init <= 1:
             raise UsageError(f"p_init must be above 0 and at most 1, got {p_init:g}")
-        self.queries, self.p_init = queries, p_init
-
-    def run(self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor) -> Candidates:
-        """Attack a batch; see `Attack.run`. The candidate of an unbroken sample is the best point of its last search."""
-        found = Candidates.start(x)
-        found.grad_zero.fill_(False)
-        if goal.task == "regression":
-            self._search(model, x, goal, ball, ids, found, 1.0, (self.queries + 1) // 2)
-            self._search(model, x, goal, ball, ids, found, -1.0, self.queries // 2)
-        else:
-            self._search(model, x, goal, ball, ids, found, 1.0, self.queries)
-        return found
+        self.p_init = p_init
 
     def _search(
         self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor, found: Candidates, direction: float, queries: int

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from audit.attacks.base import output_of
-from audit.attacks.expectation import Expectation, seeded, wrong_share
+from audit.attacks.expectation import Around, Expectation, seeded, wrong_share
 from audit.checks.base import Arrays, Block, Found, Stage, Task, answers_twice, spread_positions
 from audit.checks.robustness_state import LAYERS, MAJORITY, REPEAT, Attacked, tolerance
 from audit.data.noise import block_seed
@@ -104,34 +104,11 @@ def as_attacked(one: Attacked, block: Block, part: str, *, fixed: bool = False) 
     return Expectation(task.model, draws=DRAWS, fixed=fixed, **_seeds(task, one.id(part), block))
 
 
-class Paired(Model):
+class Paired(Around):
     """A Model that hands a lone sample to its network twice: batch statistics refuse a batch of one.
 
     Attacks go on with what still stands, which may be one sample.
     """
-
-    def __init__(self, model: Model) -> None:
-        self.__dict__.update(model.__dict__)
-        self._depth = 0
-        self.inner = model
-
-    @property
-    def forwards(self) -> int:
-        """Samples that went through the network forwards so far."""
-        return self.inner.forwards
-
-    @forwards.setter
-    def forwards(self, count: int) -> None:
-        self.inner.forwards = count
-
-    @property
-    def backwards(self) -> int:
-        """Samples that went through the network backwards so far."""
-        return self.inner.backwards
-
-    @backwards.setter
-    def backwards(self, count: int) -> None:
-        self.inner.backwards = count
 
     def logits(self, x: Tensor) -> Tensor:
         """Return logits of shape (n, classes); see `Model.logits`."""
