@@ -427,13 +427,18 @@ def test_half_precision_is_refused() -> None:
         certify(model, samples(0)[0], torch.zeros(4, dtype=torch.long), threat(0.1))
 
 
-@pytest.mark.parametrize("build", [pooled, lambda: mlp(nn.Tanh), Residual, Mixed], ids=["pooled", "tanh", "residual", "mixed"])
-@pytest.mark.parametrize("kind", ["pickled", "pt2", "onnx"])
+@pytest.mark.parametrize(
+    ("build", "kind"),
+    [
+        pytest.param(build, kind, id=f"{kind}-{name}")
+        for name, build in {"pooled": pooled, "tanh": lambda: mlp(nn.Tanh), "residual": Residual, "mixed": Mixed}.items()
+        for kind in ("pickled", "pt2", "onnx")
+        if kind != "pickled" or name in ("pooled", "tanh")  # plain layers alone are read from pickles
+    ],
+)
 def test_networks_out_of_files_are_certified_as_the_live_ones(build: type[nn.Module], kind: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = build().eval()
-    if kind == "pickled" and not isinstance(module, nn.Sequential):
-        pytest.skip("plain layers alone are read from pickles")
     x, _ = samples(0, 5)
     path = tmp_path / {"pickled": "net.pt", "pt2": "net.pt2", "onnx": "net.onnx"}[kind]
     if kind == "pickled":
