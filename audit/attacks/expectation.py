@@ -1,7 +1,8 @@
 """Expectation over transformation (Athalye et al. 2018): networks whose outputs are random, attacked through their mean.
 
 `Expectation` is a Model whose outputs and gradients are means over several draws of another's, so that every attack runs on it
-as it stands. `wrong_share` says how often the network itself, at fresh draws, is then wrong: more than half of them is broken.
+as it stands. `wrong_share` says how often the network itself, at fresh draws, is then wrong; more often than `beyond_chance`
+allows, the sample is broken.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from scipy import stats
 from torch import Tensor
 
 from audit.attacks.base import output_of
@@ -20,6 +22,7 @@ from audit.model.batching import BatchSize, in_batches
 from audit.model.wrapper import Model
 
 PURPOSE = "expectation"
+CHANCE = 0.05  # probability with which an input that is right half of the time may be taken for broken
 
 
 class Around(Model):
@@ -131,10 +134,8 @@ def wrong_share(
 ) -> Tensor:
     """Return the share of fresh draws in which the network is wrong about each input, float64 (n,); counts n forwards a draw.
 
-    The draws are none that an `Expectation` of the same seed sees. A sample counts as broken where the share is above one half:
-    then a single answer, which is all that a user of the network gets, is more likely wrong than right, as far as these draws
-    tell: of an input that is wrong 45 times in 100, 40 draws say so with probability 0.21 and 100 with 0.13; of one that is
-    wrong 35 times in 100, with 0.017 and 0.001. The mean of the outputs would let one sure draw stand for many unsure ones.
+    The draws are none that an `Expectation` of the same seed sees. The mean of the outputs would let one sure draw stand for
+    many unsure ones; a user of the network gets a single answer, and this is how often it is wrong.
 
     Parameters
     ----------
@@ -153,6 +154,17 @@ def wrong_share(
             with seeded(block_seed(seed, f"{PURPOSE}.fresh", block, draw), model.device):
                 wrong += in_batches(ask, (inputs, labels), model.batch_size)[0]
     return wrong / draws
+
+
+def beyond_chance(draws: int) -> float:
+    """Return the share of wrong draws above which a single answer is more likely wrong than right, for certain.
+
+    The smallest that an input that is right half of the time exceeds with probability 0.05 at most (exact one-sided binomial
+    test): 0.625 of 40 draws, 0.58 of 100. An input that is wrong 45 times in 100 exceeds it with probability 0.009 and 0.003;
+    it would exceed one half with 0.21 and 0.13, and each attack tosses anew. One that is wrong 60 times exceeds it with 0.32
+    and 0.62.
+    """
+    return float(stats.binom.isf(CHANCE, draws, 0.5)) / draws
 
 
 @contextmanager

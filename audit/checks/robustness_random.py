@@ -2,8 +2,8 @@
 
 One forward of a random network is one toss of a coin: a sample that is right nineteen times of twenty is soon seen to be wrong
 once. Where two forwards disagree, every stage of the check therefore asks the mean of `DRAWS` forwards, of which the gradient
-is that of the expectation (Athalye et al. 2018), and a sample counts as right before the attack, and as broken by it, where
-more than half of `FRESH` draws say so that no attack has seen.
+is that of the expectation (Athalye et al. 2018). A sample counts as right before the attack where at least half of `FRESH`
+draws say so, and as broken by it where more of them are wrong, of those that no attack has seen, than chance would explain.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from audit.attacks.base import output_of
-from audit.attacks.expectation import Around, Expectation, seeded, wrong_share
+from audit.attacks.expectation import Around, Expectation, beyond_chance, seeded, wrong_share
 from audit.checks.base import Arrays, Block, Found, Stage, Task, answers_twice, spread_positions
 from audit.checks.robustness_state import LAYERS, MAJORITY, REPEAT, Attacked, tolerance
 from audit.data.noise import block_seed
@@ -126,7 +126,7 @@ def _refuses_one(found: Found) -> bool:
 
 
 def confirmed(one: Attacked, block: Block, model: Model, arrays: Arrays, part: str) -> Arrays:
-    """Keep of what an attack broke what more than half of fresh draws get wrong; all of it where outputs are not random.
+    """Keep of what an attack broke what most fresh draws get wrong, beyond chance; all of it where outputs are not random.
 
     What it saw wrong without any change is left out: which samples are right unattacked, other draws have said before it.
     """
@@ -147,8 +147,9 @@ def confirmed(one: Attacked, block: Block, model: Model, arrays: Arrays, part: s
     points = torch.as_tensor(arrays["x_adv"][at]).to(block.x)
     moved = tolerance(task, block.earlier) or 0.0
     seeds = _seeds(task, f"{one.id(part)}.confirmed", block)
-    share = wrong_share(task.model, points, y, draws=FRESH[task.profile], tolerance=moved, **seeds).cpu().numpy()
-    lost = at[share <= 0.5]
+    draws = FRESH[task.profile]
+    share = wrong_share(task.model, points, y, draws=draws, tolerance=moved, **seeds).cpu().numpy()
+    lost = at[share <= beyond_chance(draws)]
     broken, rejected = arrays["broken"].copy(), arrays["rejected"].copy()
     rejected[lost] |= broken[lost]
     broken[lost], distance[lost] = False, np.inf
@@ -164,7 +165,7 @@ def evidence(one: Attacked, found: Found) -> list[Evidence]:
         draws = FRESH[one.task.profile]
         how = (
             f"; outputs are random, so that attacks followed the mean of {DRAWS} forwards, and a sample counts as broken where "
-            f"more than half of {draws} fresh ones are wrong"
+            f"more than {beyond_chance(draws):.1%} of {draws} fresh ones are wrong, which chance alone does not explain"
         )
     return [
         Evidence(

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from audit.attacks import PGD
 from audit.attacks.base import output_of
-from audit.attacks.expectation import Expectation, wrong_share
+from audit.attacks.expectation import Expectation, beyond_chance, wrong_share
 from audit.errors import UsageError
 from audit.model.wrapper import Model
 from tests.attacks.test_attacks import samples, small_net
@@ -126,3 +126,21 @@ def test_a_draw_with_large_logits_has_one_vote():
 def test_bad_parameters_are_errors():
     with pytest.raises(UsageError, match="draws"):
         Expectation(noisy(), draws=0)
+
+
+@pytest.mark.parametrize("draws", [40, 100])
+def test_an_input_that_is_right_half_of_the_time_is_seldom_called_broken(draws):
+    class Coin(nn.Module):
+        """Wrong about each input as often as the input says."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            wrong = torch.rand(len(x)) < x[:, 0]
+            return torch.stack((1 - 2.0 * wrong, 2.0 * wrong - 1), dim=1)
+
+    model = Model(Coin(), bounds=(0, 1), device="cpu", output="logits", classes=2, batch_size=4000)
+    x = torch.tensor([0.5, 0.45, 0.9]).repeat_interleave(4000)[:, None]
+    broken = wrong_share(model, x, torch.zeros(12000, dtype=torch.long), draws=draws) > beyond_chance(draws)
+    half, less, mostly = broken.double().view(3, 4000).mean(dim=1)
+    assert half <= 0.05 + 3 * (0.05 / 4000) ** 0.5
+    assert less <= half
+    assert mostly >= 0.99

@@ -227,8 +227,7 @@ def test_nothing_breaks_a_network_whose_coin_does_not_look_at_its_input():
     labels[0] = 1
     data = audit.Dataset(np.random.default_rng(0).random((100, 4), dtype=np.float32), labels)
     check = robustness(Coin(), data, eps=0.01, output="logits")["robustness"]
-    # 40 draws say "mostly wrong" of an input that is wrong three times in ten once in 400.
-    assert check.metric("robustness.linf.attack_success").value <= 0.02
+    assert check.metric("robustness.linf.attack_success").value == 0
     assert check.metric("robustness.linf.median_distance").n >= 97
     assert check.status == "incomplete"
 
