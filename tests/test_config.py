@@ -179,10 +179,10 @@ HOSTILE = {
 def test_a_hostile_file_ends_soon_and_plainly(kind: str, tmp_path: Path):
     path = tmp_path / "audit.toml"
     path.write_text(HOSTILE[kind])
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(UsageError, match=r"configuration|TOML"):
         read_toml(path)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 def test_files_that_are_no_configuration(tmp_path: Path):

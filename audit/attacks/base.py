@@ -161,7 +161,7 @@ class Attack(ABC):
         sample_ids = torch.arange(len(inputs)) if ids is None else _tensor(ids)
         if model.output is None:
             model.resolve(inputs, labels.cpu().numpy())
-        check_labels(model, inputs, labels)
+        check_samples(model, inputs, labels)
         if model.task == "regression" and tolerance is None:
             raise UsageError("to attack a regression network, say how far its output must move: tolerance=…")
         labels = labels.to(model.dtype) if model.task == "regression" else labels.long()
@@ -248,11 +248,17 @@ class MinimumNormAttack(Attack):
         return replace(ball, eps=ball.reach(tuple(x.shape[1:])))
 
 
-def check_labels(model: Model, x: Tensor, y: Tensor) -> None:
-    """Refuse labels that are not one for each sample, or of classes that the network has not: each would count as broken."""
+def check_samples(model: Model, x: Tensor, y: Tensor) -> None:
+    """Refuse what would count as broken, or as robust, for no fault of the network: labels of no class, inputs of no value."""
     if len(y) != len(x):
         raise UsageError(f"expected one label a sample, got {len(y)} labels for {len(x)} samples")
-    if model.task == "classification" and y.ndim == 1 and len(y):
+    if not bool(torch.isfinite(x).all()):
+        raise UsageError("inputs should be finite numbers, got NaN or infinite ones")
+    if model.task == "multilabel":
+        return
+    if y.ndim != 1:
+        raise UsageError(f"labels of a {model.task} network should have shape ({len(x)},), got {tuple(y.shape)}")
+    if model.task == "classification" and len(y):
         least, most, last = int(y.min()), int(y.max()), "" if model.classes is None else f" to {model.classes - 1}"
         if least < 0 or (model.classes is not None and most >= model.classes):
             raise UsageError(f"labels should be classes from 0{last}, got {least} to {most}")

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.attacks.base import check_labels
+from audit.attacks.base import check_samples
 from audit.attacks.geometry import ThreatModel
 from audit.certificates.bounds import MOST, Bounds
 from audit.certificates.branching import branch
@@ -114,7 +114,7 @@ def certify(
     threat.check(tuple(inputs.shape[1:]))
     if model.output is None:
         model.resolve(inputs, labels.cpu().numpy())
-    check_labels(model, inputs, labels)
+    check_samples(model, inputs, labels)
     if model.task == "regression" and tolerance is None:
         raise UsageError("to certify a regression network, say how far its output may move: tolerance=…")
     network = network or Network.of(model, inputs)

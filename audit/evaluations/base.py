@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.attacks.base import Attack, check_labels, output_of
+from audit.attacks.base import Attack, check_samples, output_of
 from audit.attacks.geometry import ThreatModel
 from audit.attacks.goal import Goal
 from audit.errors import UsageError
@@ -262,7 +262,7 @@ def evaluate(
     inputs, labels = model.to_input(x), torch.as_tensor(y).to(model.device)
     if model.output is None:
         model.resolve(inputs, labels.cpu().numpy())
-    check_labels(model, inputs, labels)
+    check_samples(model, inputs, labels)
     if model.task == "regression" and tolerance is None:
         raise UsageError("to attack a regression network, say how far its output must move: tolerance=…")
     threat.check(tuple(inputs.shape[1:]))

@@ -346,7 +346,15 @@ class Model:
         check_deadline()
         with self.session():
             inputs = self.normalise(x).to(self.dtype)
-            out = call_undoing(self.module, inputs) if undo else (checked_output(self.module(inputs), len(x)), None)
+            try:
+                out = call_undoing(self.module, inputs) if undo else (checked_output(self.module(inputs), len(x)), None)
+            except Exception as error:
+                if isinstance(error, AuditError) or is_out_of_memory(error) or self.input_shape == tuple(x.shape[1:]):
+                    raise
+                raise ModelError(
+                    f"the network cannot take inputs of shape {tuple(x.shape)}: {type(error).__name__}: {_first_line(error)}; "
+                    "check --arch, --inputs and the layout (images are NCHW)"
+                ) from error
             # A pass that memory did not suffice for is made again in halves, and counts then.
             self.forwards += len(x)
             return out
@@ -375,10 +383,10 @@ class Model:
         return self.output
 
     def _tell(self, x: Tensor, binary: bool | None) -> None:
-        self.input_shape = tuple(x.shape[1:])
         if self.guard is not None:
             self.guard(self.normalise(x[:1]).to(self.dtype))
         raw, before = self._try(x)
+        self.input_shape = tuple(x.shape[1:])
         if self.output is None:
             self.output = tell_output(raw, before, task=self._task, labels_are_binary=binary)
         if self.output == "regression":
@@ -402,18 +410,13 @@ class Model:
         self.classes = width
 
     def _try(self, x: Tensor) -> tuple[Tensor, Before | None]:
-        """Run some samples for the first time: on fewer where memory runs out, and with a plain word where it fails."""
+        """Run some samples for the first time: on fewer where memory runs out."""
         try:
             return self._forward(x, undo=True)
-        except AuditError:
-            raise
         except Exception as error:
             if is_out_of_memory(error) and len(x) > 1:
                 return self._try(x[: len(x) // 2])
-            raise ModelError(
-                f"the network cannot take inputs of shape {tuple(x.shape)}: {type(error).__name__}: {_first_line(error)}; "
-                "check --arch, --inputs and the layout (images are NCHW)"
-            ) from error
+            raise
 
     def _check_undo(self, raw: Tensor, before: Before | None) -> None:
         """Say what was undone; refuse where values show that something came after the activation, or that it is none."""

@@ -581,10 +581,10 @@ def test_a_small_file_cannot_make_large_values(tmp_path: Path, case: str) -> Non
     nodes, weights = BOMBS[case]
     path = write(tmp_path / "net.onnx", nodes, weights=weights)
     assert path.stat().st_size < 120_000
-    before, peak = time.monotonic(), _peak()
+    before, peak = time.process_time(), _peak()
     with pytest.raises(ModelError):
         read(path)
-    assert time.monotonic() - before < 3
+    assert time.process_time() - before < 3
     assert _peak() - peak < 300 * 2**20
 
 
@@ -657,10 +657,10 @@ def model_bytes(graph: bytes, opset: bytes = b"\x10\x11") -> bytes:
     ],
 )
 def test_damaged_bytes_are_refused_with_the_reason(content: bytes, words: str) -> None:
-    before = time.monotonic()
+    before = time.process_time()
     with pytest.raises(ModelError, match=words):
         reader.load(content, "net.onnx", {})
-    assert time.monotonic() - before < 8
+    assert time.process_time() - before < 8
 
 
 def with_weight(tmp_path: Path, **changes: Any) -> bytes:

@@ -788,12 +788,12 @@ def _other_attention() -> nn.Module:
 def test_a_network_that_means_harm_is_refused_at_once(harm: str):
     make, words = HARM[harm]
     content = make()
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelError, match=words):
         pickled.load(content, "f.pt", WAYS, network_wanted=True)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     pickled.describe(content, "f.pt")
-    assert time.perf_counter() - start < 4
+    assert time.process_time() - start < 4
 
 
 def test_weights_of_layers_in_themselves_are_refused():
@@ -903,10 +903,10 @@ def test_a_network_that_makes_gigabytes_of_one_sample_is_refused_before_it_does(
     path = tmp_path / "net.pt"
     path.write_bytes(saved(nn.Sequential(make(), nn.Flatten())))
     model = Model.load(path, device="cpu")
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelError, match="exhaust the machine"):
         model.logits(torch.zeros((2, *shape)))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -967,10 +967,10 @@ def test_keys_of_dicts_are_not_written_out():
     key = b"cmypackage\nThing\n" + pairs + b"\x85\x81"
     weight = b"ctorch._utils\n_rebuild_tensor_v2\n((X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000"
     weight += b"X\x03\x00\x00\x00cpuK\x01tQK\x00K\x01\x85K\x01\x85\x89}tR"
-    start = time.perf_counter()
+    start = time.process_time()
     with contextlib.suppress(ModelError):
         pickled.load(hostile.torch_zip(b"\x80\x02}" + key + weight + b"s."), "f.pt", WAYS, network_wanted=False)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize(
