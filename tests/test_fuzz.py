@@ -153,6 +153,7 @@ def test_the_oracle_sees_it(read: Callable[[Path], None], kind: str | None, tmp_
 # --- the damage reaches behind checksums and lengths ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pickled", "pickled_legacy", "pt2", "onnx", "safetensors", "npz"])
 def test_some_damaged_files_are_still_read(name: str, seeds, tmp_path: Path) -> None:
     """Damage that no reader gets past would test the first check alone."""

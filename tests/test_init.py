@@ -30,7 +30,11 @@ from audit.result import CheckResult, Metric
 from tests import injections
 from tests.test_runner import ARCH, fitted
 
-FEW = {"checks": ["performance", "robustness"], "samples": 60, "settings": ["robustness.steps=3", "robustness.queries=10"]}
+FEW = {
+    "checks": ["performance", "robustness"],
+    "samples": 60,
+    "settings": ["robustness.steps=3", "robustness.queries=10", "robustness.certify=false"],
+}
 TABLE = ARCH.replace("DigitsNet", "TableNet")
 
 

@@ -95,6 +95,7 @@ def test_box_radius_and_label_hold_for_every_success(make, norm: str, eps: float
     assert bool((out.distance[~out.success] > eps * (1 - 1e-6)).all())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", ATTACKS)
 @pytest.mark.parametrize("norm", NORMS)
 def test_results_do_not_depend_on_the_batch_size(make, norm: str):

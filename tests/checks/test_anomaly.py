@@ -42,6 +42,7 @@ def check(module, data, profile="quick", task="classification", **options):
     return run_check(Anomaly(), Task(model, data, AnomalyOptions(**chosen), profile=profile))
 
 
+@pytest.mark.slow
 def test_a_table_with_labelled_anomalies():
     odd = correlated(80, seed=3)
     odd[:, 1] = -odd[:, 1] + 2
@@ -137,6 +138,7 @@ def test_a_reference_of_equal_rows_is_incomplete():
     assert "are the same" in result.reason
 
 
+@pytest.mark.slow
 def test_constant_columns_do_no_harm():
     x, reference = correlated(200, seed=1), correlated(300, seed=2)
     x[:, 3] = reference[:, 3] = 7

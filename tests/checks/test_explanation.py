@@ -143,6 +143,7 @@ def test_the_same_is_found_for_every_batch_size(diabetes_net):
         assert a.value == pytest.approx(b.value, rel=1e-3, abs=1e-5), a.id
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("net", ["lstm", "transformer", "regressor"])
 def test_other_networks_are_explained_by_what_makes_sense(net: str, request: pytest.FixtureRequest):
     module, data = request.getfixturevalue(net)

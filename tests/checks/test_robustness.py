@@ -35,6 +35,7 @@ def run(net: nn.Module, data: audit.Dataset, *settings: str, **options: object) 
     return audit.run(net, data, checks=["robustness"], settings=[*SMALL, *settings], device="cpu", **options)
 
 
+@pytest.mark.slow
 def test_attacks_that_were_asked_for_run_on_what_stands_and_count(tmp_path: Path):
     net, data = pictures()
     weak = ["robustness.steps=1", "robustness.step_size=1e-6", "robustness.noise_draws=1"]
@@ -67,6 +68,7 @@ def test_only_survivors_are_handed_over_and_names_are_kept_whole():
     assert run_check(Robustness(), task).status in ("measured", "incomplete")
 
 
+@pytest.mark.slow
 def test_an_attack_of_others_that_stops_leaves_the_rest_of_the_run(monkeypatch: pytest.MonkeyPatch):
     from audit.attacks.art import ArtAttack
 
@@ -119,6 +121,7 @@ def test_recurrent_networks_and_transformers(kind: str, request: pytest.FixtureR
     assert 0 < found.metric("robustness.linf.attack_success").value < 1
 
 
+@pytest.mark.slow
 def test_regression_networks_are_attacked_without_gradients_and_not_by_art(regressor):
     net, data = regressor
     found = run(net, data, eps=0.5, samples=100)["robustness"]
