@@ -28,14 +28,12 @@ At ``standard`` (seed 0) mnist_cnn_a_adv L∞ took 132 and 78 passes for 73.00 %
 from __future__ import annotations
 
 import argparse
-import gzip
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from certificates import SHARED, ResNet2B, cifar, cnn_a, digits, weights
+from networks import CIFAR_MEAN, CIFAR_STD, LeNet5, ResNet2B, cifar, cnn_a, digits, weights
 from torch import Tensor, nn
 from torch.nn import functional as f
 
@@ -69,21 +67,6 @@ class Row:
         )  # fmt: skip
 
 
-class LeNet5(nn.Module):
-    """The architecture of advertorch's MNIST networks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.conv2 = nn.Conv2d(1, 32, 3, padding=1), nn.Conv2d(32, 64, 3, padding=1)
-        self.linear1, self.linear2 = nn.Linear(3136, 200), nn.Linear(200, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the logits."""
-        x = f.max_pool2d(self.conv1(x).relu(), 2)
-        x = f.max_pool2d(self.conv2(x).relu(), 2)
-        return self.linear2(self.linear1(x.flatten(1)).relu())  # type: ignore[no-any-return]
-
-
 def shared() -> Iterator[Row]:
     """Yield the networks that others trained."""
     mnist, fashion = digits("mnist", 300), digits("fashion_mnist", 300)
@@ -93,8 +76,7 @@ def shared() -> Iterator[Row]:
     yield Row("mnist_cnn_a_adv", robust, *mnist, "l2", 1.5, (0.4933, 4382.6, 1244.4), original=True)
     yield Row("fashion_kw", provable, *fashion, "linf", 0.1, (0.6833, 5426, 1340.4), original=True)
     net = weights(ResNet2B(), "cifar10_resnet2b.pth")
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-    yield Row("cifar10_resnet2b", net, *cifar(150), "linf", 2 / 255, (0.5733, 3974, 1090), mean=mean, std=std)
+    yield Row("cifar10_resnet2b", net, *cifar(150), "linf", 2 / 255, (0.5733, 3974, 1090), mean=CIFAR_MEAN, std=CIFAR_STD)
     net = weights(LeNet5(), "mnist_lenet5_advtrained.pt")
     yield Row("mnist_lenet5_adv", net, *digits("mnist", 100), "linf", 0.3, (0.89, 7049.3, 1731.1), original=True)
 
@@ -154,15 +136,8 @@ def trained() -> Iterator[Row]:
     ):
         torch.manual_seed(0)
         net = kind()
-        _train(net, *_training(folder, n), eps)
+        _train(net, *digits(folder, n, "train"), eps)
         yield Row(name, net.eval(), *digits(folder, 150), "linf", eps)
-
-
-def _training(folder: str, n: int) -> tuple[Tensor, Tensor]:
-    files = (SHARED / folder / f"train-{kind}-ubyte.gz" for kind in ("images-idx3", "labels-idx1"))
-    raw = [gzip.decompress(file.read_bytes()) for file in files]
-    x = np.frombuffer(raw[0], np.uint8, offset=16).reshape(-1, 1, 28, 28)[:n].astype(np.float32) / 255
-    return torch.tensor(x), torch.tensor(np.frombuffer(raw[1], np.uint8, offset=8)[:n].astype(np.int64))
 
 
 def _train(net: nn.Module, x: Tensor, y: Tensor, eps: float, epochs: int = 2, batch: int = 128) -> None:

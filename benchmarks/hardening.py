@@ -10,7 +10,6 @@ ten minutes on two cores.
 from __future__ import annotations
 
 import argparse
-import gzip
 import os
 import resource
 import subprocess
@@ -19,39 +18,29 @@ import tempfile
 import time
 from pathlib import Path
 
+import networks
 import numpy as np
 import torch
-from torch import nn
 
 import audit
 from audit import demo_nets
-
-MNIST = Path(__file__).resolve().parents[2] / "shared" / "data" / "mnist"
-
-
-def cnn_a() -> nn.Sequential:
-    """Build a network with two strided convolutions and two linear layers: 166,406 parameters."""
-    conv = [nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU()]
-    return nn.Sequential(*conv, nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
 
 
 def prepare(folder: Path) -> None:
     """Write train.npz, test.npz and the cleanly trained model.pt."""
     for part, name in (("train", "train"), ("t10k", "test")):
-        images = gzip.decompress((MNIST / f"{part}-images-idx3-ubyte.gz").read_bytes())
-        labels = gzip.decompress((MNIST / f"{part}-labels-idx1-ubyte.gz").read_bytes())
-        x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28).astype(np.float32) / 255
-        np.savez(folder / f"{name}.npz", x=x, y=np.frombuffer(labels, np.uint8, offset=8).astype(np.int64))
+        x, y = networks.digits("mnist", 60_000, part)
+        np.savez(folder / f"{name}.npz", x=x, y=y)
     train = np.load(folder / "train.npz")
     torch.manual_seed(0)
-    network = cnn_a()
+    network = networks.cnn_a()
     demo_nets.fit(network, torch.from_numpy(train["x"]), torch.from_numpy(train["y"]), epochs=2)
     torch.save(network.state_dict(), folder / "model.pt")
 
 
 def command(folder: Path, out: Path, epochs: int, samples: int) -> list[str]:
     """Return the command that is measured."""
-    given = [str(folder / "model.pt"), "--arch", f"{__file__}:cnn_a", "--bounds", "0,1"]
+    given = [str(folder / "model.pt"), "--arch", f"{networks.__file__}:cnn_a", "--bounds", "0,1"]
     data = ["--data", str(folder / "test.npz"), "--reference", str(folder / "train.npz"), "--samples", str(samples)]
     training = [
         "--method",

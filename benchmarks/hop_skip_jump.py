@@ -14,7 +14,8 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from pgd import Counted, load
+from networks import right
+from pgd import Counted
 from torch import Tensor, nn
 
 
@@ -73,7 +74,8 @@ def art(net: nn.Module, norm: str, queries: int) -> Callable[[Tensor, Tensor], T
 
 def measure(name: str, make: Callable[..., Callable[[Tensor, Tensor], Tensor]], norm: str, n: int, queries: int) -> str:
     """Attack once; return a row of the table."""
-    net, x, y = load(n)
+    net, x, y = right("mnist_cnn_a_adv", 2 * n)
+    x, y = x[:n], y[:n]
     counted = Counted(net).eval()
     attack = make(counted, norm, queries)
     torch.manual_seed(0)

@@ -10,20 +10,18 @@ samples that each attack broke.
 from __future__ import annotations
 
 import argparse
-import gzip
 import statistics
 import sys
 import time
 import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from networks import right
 from torch import Tensor, nn
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 EPS, STEP, STEPS = 0.3, 0.01, 40
 
 
@@ -44,26 +42,6 @@ class Counted(nn.Module):
             if torch.is_grad_enabled() and x.requires_grad:
                 x.register_hook(lambda gradient: self.backwards.append(len(gradient)))
         return self.net(x)  # type: ignore[no-any-return]
-
-
-def cnn_a() -> nn.Sequential:
-    """Build the architecture of mnist_cnn_a_adv.pth."""
-    conv = [nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU()]
-    return nn.Sequential(*conv, nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
-
-
-def load(n: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """Return the adversarially trained network, and the first `n` images that it gets right."""
-    net = cnn_a()
-    net.load_state_dict(torch.load(SHARED / "models" / "mnist_cnn_a_adv.pth", weights_only=True))
-    net.eval()
-    images = np.frombuffer(gzip.decompress((SHARED / "mnist/t10k-images-idx3-ubyte.gz").read_bytes()), np.uint8, offset=16)
-    labels = np.frombuffer(gzip.decompress((SHARED / "mnist/t10k-labels-idx1-ubyte.gz").read_bytes()), np.uint8, offset=8)
-    x = torch.tensor(images.reshape(-1, 1, 28, 28)[: 2 * n].astype(np.float32) / 255)
-    y = torch.tensor(labels[: 2 * n].astype(np.int64))
-    with torch.no_grad():
-        right = net(x).argmax(dim=1) == y
-    return net, x[right][:n], y[right][:n]
 
 
 def bare(net: nn.Module, x: Tensor, y: Tensor, forwards: list[int], backwards: list[int]) -> None:
@@ -128,7 +106,8 @@ def torchattacks(net: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
 
 def measure(name: str, make: Callable[[nn.Module], Any], n: int, pairs: int) -> str:
     """Time the attack and its bare passes in turn; return a row of the table."""
-    net, x, y = load(n)
+    net, x, y = right("mnist_cnn_a_adv", 2 * n)
+    x, y = x[:n], y[:n]
     counted = Counted(net)
     attack = make(counted)
     counted.on = True
