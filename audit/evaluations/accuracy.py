@@ -103,7 +103,11 @@ def rounds_of(
     if evaluation == "adaptive" and threat.norm in ("l1", "l0"):
         return nearest(threat.norm, profile, steps=steps, surveys=surveys, seed=seed)
     if evaluation == "adaptive":
-        return adaptive(profile, norm=threat.norm, steps=steps, surveys=surveys, step_size=step_size, seed=seed)
+        rules = threat.constraints
+        discrete = rules is not None and bool(rules.integer or rules.one_hot)
+        return adaptive(
+            profile, norm=threat.norm, steps=steps, surveys=surveys, step_size=step_size, discrete=discrete, seed=seed
+        )
     if evaluation != "autoattack":
         raise UsageError(f"evaluation must be one of {', '.join(EVALUATIONS)}, got {evaluation!r}")
     if threat.norm == "l0":

@@ -11,6 +11,9 @@ What settled it, on an adversarially trained and a provably trained network of t
 - Wide runs in L2, radius 1.5: see `Wide`. Of 204 samples that stood after all of the rounds inside the ball, 120 steps inside
   it broke 4 from random signs and 14 from single blocks; 33 with a ball that shrinks and scales all changes; 77 with one that
   thresholds them. In L∞ a shrinking ball broke no more than corners did.
+- On a table of 13 whole numbers, radius one standard deviation, ``standard`` left 66 of 600 samples standing, 13 of which
+  Square Attack broke; with 20 blocks of columns thrown after each survey 55, of which Square broke 2 (with 60 blocks 53 and
+  none), at fewer passes in all.
 - Single inputs thrown at random and directions that had broken other samples of the same class did not pay, nor did starts
   that a random direction of the outputs leads to (Tashiro et al. 2020: as good as blocks alone, no better beside them).
 """
@@ -42,6 +45,7 @@ HALVINGS = 20
 BLOCK_SIDE = 0.3  # of a picture's side, or of a table's columns: 0.2 to 0.4 did about equally well, 0.5 worse
 SMALL_SIDES = (0.04, 0.07, 0.11, 0.18, 0.29)  # likewise, of the blocks that polish; of a table the share of its columns
 POLISH = 10  # blocks a hop
+THROWS = 20  # blocks of columns after a survey of a table with whole numbers or categories
 FRESH = 8  # every so many hops one begins at a random corner altogether
 WORTH = 50.0  # gains of the last round that a sample may be away from being broken, to be worth another
 FEWEST = 3
@@ -82,6 +86,7 @@ def adaptive(
     steps: int | None = None,
     surveys: int | None = None,
     step_size: float | None = None,
+    discrete: bool = False,
     seed: int = 0,
 ) -> list[Round]:
     """Return the rounds of the adaptive evaluation.
@@ -96,10 +101,14 @@ def adaptive(
         Gradient steps of a survey and number of surveys, in place of the profile's.
     step_size
         Length of every step of a survey in units of the radius; shrinking along half a cosine from 0.7 where None.
+    discrete
+        Whether columns hold whole numbers or categories: then surveys throw blocks, too (L∞), for no gradient tells what a
+        whole step does.
     """
     plan = PLANS[profile]
     steps, surveys = steps or plan.steps, surveys or plan.surveys
-    rounds: list[Round] = [Survey(i, steps, step_size=step_size, seed=seed) for i in range(surveys)]
+    throws = THROWS if discrete and norm == "linf" else 0
+    rounds: list[Round] = [Survey(i, steps, step_size=step_size, throws=throws, seed=seed) for i in range(surveys)]
     if norm != "linf":
         rounds += [Wide(i, plan.steps, seed=seed) for i in range(plan.wide)]
     return [*rounds, *(Focus(i, share, hops, seed=seed) for i, (share, hops) in enumerate(plan.focus))]
@@ -110,13 +119,13 @@ class Survey(Round):
 
     The surveys take turns: cross-entropy, then the margin towards the class that came closest so far, cross-entropy again,
     the margin towards the second closest, and so on. A multi-label network has labels to flip for classes. Regression goes
-    up and down in turn.
+    up and down in turn. With `throws`, so many small blocks of columns are thrown after it, as in a focus.
     """
 
-    def __init__(self, number: int, steps: int, *, step_size: float | None = None, seed: int = 0) -> None:
+    def __init__(self, number: int, steps: int, *, step_size: float | None = None, throws: int = 0, seed: int = 0) -> None:
         self.name = f"survey.{number + 1}"
-        self.number, self.steps, self.step_size, self.seed = number, steps, step_size, seed
-        self.passes = 2.0 * steps + 3
+        self.number, self.steps, self.step_size, self.throws, self.seed = number, steps, step_size, throws, seed
+        self.passes = 2.0 * steps + throws + 3
 
     def __call__(self, job: Job, known: Known) -> dict[str, NDArray[Any]]:
         """Run on some samples; see `Round`."""
@@ -138,6 +147,8 @@ class Survey(Round):
                 direction=-1.0 if targeted else 1.0,
                 step_size=self.step_size,
             )
+            if self.throws and len(climb.rows):
+                climb.polish(0, self.throws)
             return climb.found()
 
         return search(job, best, run)
