@@ -36,7 +36,7 @@ THEIRS: dict[tuple[str, Norm, float, int, str], tuple[float, float | None, float
     ("fashion_kw", "linf", 0.1, 300, "apgd-ce"): (0.7000, 92.1, 82.5),
     ("fashion_kw", "linf", 0.1, 300, "apgd-t"): (0.6933, 661.8, 645.7),
     ("fashion_kw", "linf", 0.1, 300, "fab-t"): (0.6933, 1306.1, 638.7),
-    ("cifar10_resnet2b", "linf", 2 / 255, 300, "all"): (0.51, None, None),
+    ("cifar10_resnet2b", "linf", 2 / 255, 300, "all"): (0.51, 4031.4, 990.6),  # 51.00 % with seeds 0 and 1
     ("cifar10_resnet2b", "linf", 2 / 255, 300, "apgd-ce"): (0.52, None, None),
     ("lenet5_adv", "linf", 0.3, 100, "all"): (0.89, 7049.3, 1731.1),
 }
