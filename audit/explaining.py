@@ -16,8 +16,9 @@ import torch
 
 from audit.before_after import split_off
 from audit.checks.base import Task
-from audit.checks.explanation import Explanation, Plan
+from audit.checks.explanation import Explanation
 from audit.checks.explanation_judged import ADDS_UP, ADDS_UP_DRAWN, REPEATS, SAME_WITHOUT_WEIGHTS
+from audit.checks.explanation_plan import Plan
 from audit.config import Config, validate
 from audit.data.base import Dataset
 from audit.errors import InputError, OutputError, UsageError, closest

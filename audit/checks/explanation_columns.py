@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from audit import stats
 from audit.checks.base import Answer, Found, Task, spread_positions
+from audit.checks.explanation_plan import Plan
 from audit.explain import faithfulness
 from audit.explain.base import Floats
 from audit.result import Figure, Finding, Metric, Table, finite, slug, slugs
 from audit.stats import Interval
 
-if TYPE_CHECKING:
-    from audit.checks.explanation import Plan
-
 TOP = 3
 RESAMPLES = 500
-LEAK, NEXT_BEST, LEANS = 0.97, 0.15, 0.5  # see suspects and _leak
+LEANS = 0.5  # see _leak
 ICE_SHOWN = 20
 
 
@@ -183,25 +181,6 @@ def _sensitive_finding(answer: Answer, task: Task, name: str, share: Interval, c
             samples=[int(i) for i in task.data.test.ids[np.flatnonzero(changed)[:10]]],
         )
     )
-
-
-def suspects(alone: Floats, x: NDArray[Any]) -> list[int]:
-    """Return the columns of `x` that each tell the label nearly by themselves while all others are far from it.
-
-    A single column as good as the answer is suspicious where the rest of the table cannot come near: data in which many
-    columns are that good are merely easy. Columns that say the same, as the halves of a one-hot code do, count as one.
-    """
-    known = np.isfinite(alone)
-    strong = np.flatnonzero(known & (np.nan_to_num(alone, nan=-1.0) >= LEAK))
-    rest = alone[known & ~np.isin(np.arange(len(alone)), strong)]
-    few = 0 < len({_partition(x[:, j]) for j in strong}) <= max(1, len(alone) // 4)
-    return strong.tolist() if few and len(rest) and float(rest.max()) <= LEAK - NEXT_BEST else []
-
-
-def _partition(column: NDArray[Any]) -> bytes:
-    """Return which rows have equal values, whatever these are."""
-    _, first, code = np.unique(column, return_index=True, return_inverse=True)
-    return bytes(np.argsort(np.argsort(first))[code].astype(np.int64).tobytes())
 
 
 def _leak(answer: Answer, plan: Plan, found: Found) -> None:

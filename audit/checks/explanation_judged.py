@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from audit.checks.base import Answer, Arrays, Found
 from audit.checks.explanation_columns import metric
+from audit.checks.explanation_plan import Plan
 from audit.explain import faithfulness, sanity
 from audit.result import Evidence, Finding, Metric, finite
 from audit.stats import Interval
-
-if TYPE_CHECKING:
-    from audit.checks.explanation import Plan
 
 ADDS_UP, ADDS_UP_DRAWN = 0.05, 0.15  # share of the output's change that may be left over, by rule and by draws
 SURELY = 0.99  # confidence that a method must beat random rankings with

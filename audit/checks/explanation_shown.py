@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from scipy.special import softmax
 
 from audit.checks.base import Answer, Found, Task
 from audit.checks.explanation_columns import TOP, column_names
 from audit.checks.explanation_judged import Judged
+from audit.checks.explanation_plan import Plan
 from audit.explain import faithfulness, pictures
-from audit.explain.base import Floats
 from audit.result import Figure, Table
-
-if TYPE_CHECKING:
-    from audit.checks.explanation import Plan
 
 
 def show_curves(answer: Answer, plan: Plan, found: Found, judged: dict[str, Judged]) -> None:
@@ -108,7 +106,7 @@ def _caption(task: Task, found: Found, position: int) -> str:
     label = task.data.test.y[position]
     if task.model.task == "regression":
         return f"says {found['predictions.test']['values'][position]:.4g}, is {label:.4g}"
-    p = softmax(found["predictions.test"]["logits"][position : position + 1].astype(np.float64))[0]
+    p = softmax(found["predictions.test"]["logits"][position].astype(np.float64))
     says, names = int(p.argmax()), task.classes
     return f"says {names[says]} ({p[says]:.0%})" + ("" if says == int(label) else f", is {names[int(label)]}")
 
@@ -137,9 +135,3 @@ def _strongest_table(samples: list[pictures.Explained], names: list[str]) -> Tab
 
 def _output_name(task: Task) -> str:
     return "output" if task.model.task == "regression" else "logit" if task.options.output == "logits" else "probability"
-
-
-def softmax(logits: Floats) -> Floats:
-    """Return the probabilities that logits of shape (n, classes) stand for."""
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True), dtype=np.float64)

@@ -18,6 +18,7 @@ LEAVES = 16  # of the tree that sees one column: room for a threshold, a band, a
 FOLDS = 5
 FEWEST_ROWS = 60  # with 30 rows of iris or breast cancer, one draw in 25 has an honest column that tells all by luck
 GRID = 20  # values of a column that curves go through
+LEAK, NEXT_BEST = 0.97, 0.15  # see suspects
 
 
 def losses(model: Model, x: Tensor, y: Tensor) -> Floats:
@@ -131,3 +132,22 @@ def alone(x: NDArray[Any], y: NDArray[Any], *, regression: bool, seed: int) -> F
         )
         scores[column] = score(y, predicted, **({} if regression else {"adjusted": True}))
     return scores
+
+
+def suspects(alone: Floats, x: NDArray[Any]) -> list[int]:
+    """Return the columns of `x` that each tell the label nearly by themselves while all others are far from it.
+
+    A single column as good as the answer is suspicious where the rest of the table cannot come near: data in which many
+    columns are that good are merely easy. Columns that say the same, as the halves of a one-hot code do, count as one.
+    """
+    known = np.isfinite(alone)
+    strong = np.flatnonzero(known & (np.nan_to_num(alone, nan=-1.0) >= LEAK))
+    rest = alone[known & ~np.isin(np.arange(len(alone)), strong)]
+    few = 0 < len({_partition(x[:, j]) for j in strong}) <= max(1, len(alone) // 4)
+    return strong.tolist() if few and len(rest) and float(rest.max()) <= LEAK - NEXT_BEST else []
+
+
+def _partition(column: NDArray[Any]) -> bytes:
+    """Return which rows have equal values, whatever these are."""
+    _, first, code = np.unique(column, return_index=True, return_inverse=True)
+    return bytes(np.argsort(np.argsort(first))[code].astype(np.int64).tobytes())

@@ -14,7 +14,8 @@ from torch import nn
 import audit
 from audit import demo_nets
 from audit.checks.base import Task
-from audit.checks.explanation import Explanation, Plan
+from audit.checks.explanation import Explanation
+from audit.checks.explanation_plan import Plan
 from audit.data.base import Dataset
 from audit.model.wrapper import Model
 from tests.stagerun import run_check

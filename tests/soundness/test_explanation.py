@@ -11,7 +11,6 @@ import audit
 from audit import demo_nets
 from audit.checks.base import Task
 from audit.checks.explanation import Explanation
-from audit.checks.explanation_columns import suspects
 from audit.data.base import Dataset
 from audit.explain import EXPLAINERS, Explainer, columns
 from audit.explain.base import Raw
@@ -207,7 +206,7 @@ def test_a_few_rows_accuse_no_column(draw: int):
 
     bunch, rows = load_iris(), np.random.default_rng(draw).choice(150, 30, replace=False)
     scores = columns.alone(bunch.data[rows], bunch.target[rows], regression=False, seed=0)
-    assert suspects(scores, bunch.data[rows]) == []
+    assert columns.suspects(scores, bunch.data[rows]) == []
 
 
 def test_easy_data_are_not_accused():
