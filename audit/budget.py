@@ -33,6 +33,12 @@ def check_deadline() -> None:
         raise BudgetSpent
 
 
+def seconds_left() -> float:
+    """Return the seconds until the deadline, infinite where there is none: for solvers that take a limit of their own."""
+    deadline = _deadline.get()
+    return float("inf") if deadline is None else max(0.0, deadline - time.monotonic())
+
+
 @dataclass
 class Budget:
     """How long a run may take, from when its network and data are loaded.

@@ -39,6 +39,49 @@ class Lines:
         return replace(self, low_offset=self.low_offset - apart, high_offset=self.high_offset + apart)
 
 
+@dataclass(frozen=True)
+class Fan:
+    """Lines of a kinked activation for every free slope s in [0, 1]: (1 - s) times those for 0, and s times those for 1.
+
+    What lies between two lines below a function lies below it, too: no line is computed anew when slopes change.
+    """
+
+    first: Lines
+    low_slope: Tensor | None  # by how much those for 1 differ; None where they do not
+    low_offset: Tensor | None
+    high_slope: Tensor | None
+    high_offset: Tensor | None
+
+    @classmethod
+    def between(cls, first: Lines, last: Lines, *, through_zero: bool) -> Fan:
+        """Return the fan of the lines for slopes 0 and 1; with `through_zero` their offsets differ by rounding alone."""
+        if through_zero:
+            low = torch.minimum(first.low_offset, last.low_offset)
+            high = torch.maximum(first.high_offset, last.high_offset)
+            first, last = (replace(lines, low_offset=low, high_offset=high) for lines in (first, last))
+        sides = ("low_slope", "low_offset", "high_slope", "high_offset")
+        change = [getattr(last, side) - getattr(first, side) for side in sides]
+        return cls(first, *(None if bool((part == 0).all()) else part for part in change))
+
+    def at(self, slope: Tensor) -> Lines:
+        """Return the lines for slopes (n, …), or (n, r, …) for r rows each."""
+        first, slope = self.first, slope.clamp(0, 1)
+
+        def moved(start: Tensor, change: Tensor | None) -> Tensor:
+            if change is None:
+                return start
+            if slope.ndim > start.ndim:
+                start, change = start[:, None], change[:, None]
+            return torch.addcmul(start, slope, change)
+
+        return Lines(
+            moved(first.low_slope, self.low_slope),
+            moved(first.low_offset, self.low_offset),
+            moved(first.high_slope, self.high_slope),
+            moved(first.high_offset, self.high_offset),
+        )
+
+
 class Activation(Operation):
     """An operation of one value that is not affine."""
 

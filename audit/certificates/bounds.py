@@ -9,14 +9,14 @@ constraints with multipliers: Wang et al. 2021, "Beta-CROWN", theorem 3.1.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from audit.budget import check_deadline
-from audit.certificates.activations import Activation, Kink, Lines, Maximum
+from audit.certificates.activations import Activation, Fan, Kink, Lines, Maximum
 from audit.certificates.inputs import Inputs
 from audit.certificates.network import Network
 from audit.certificates.operations import LOWEST, Affine, Interval, Padding, Reshape, flat, largest
@@ -24,6 +24,8 @@ from audit.certificates.operations import LOWEST, Affine, Interval, Padding, Res
 CHUNK = 2**20  # numbers of one layer's coefficients at once: small enough to stay in a cache
 # Coefficients that the bounds of one layer's inputs may take, for one sample: above, its inputs have interval bounds.
 MOST = 2**26
+# Takes functions of a value (n, r, …), what is added to each (n, r), and the value's number; returns lower bounds, (n, r).
+Ascent = Callable[[Tensor, Tensor, int], Tensor]
 
 
 @dataclass
@@ -53,6 +55,7 @@ class Bounds:
     rows: int = 0
     slack: dict[int, Tensor | None] = field(default_factory=dict)
     _lines: dict[int, Lines] = field(default_factory=dict)
+    _fans: dict[int, Fan] = field(default_factory=dict)
 
     @classmethod
     def intervals(cls, network: Network, low: Tensor, high: Tensor) -> Bounds:
@@ -79,14 +82,26 @@ class Bounds:
             Coefficients (rows times the largest value on their way) that one layer's inputs may take for one sample.
         """
         bounds = cls(network, inputs, splits=dict(splits or {}))
-        for number, node in enumerate(network.nodes):
+        for number in range(len(network.nodes)):
             bounds._interval(number)
-            feeds = any(isinstance(network.nodes[user].operation, Activation) for user in network.consumers[number])
-            if crown and feeds and isinstance(node.operation, Affine):
+            if crown and bounds._feeds(number):
                 bounds._refine(number, most)
             if number in bounds.splits:
                 bounds._split(number)
         return bounds
+
+    def refine(self, most: int, ascent: Ascent) -> None:
+        """Go over CROWN's bounds again from input to output, with `ascent` for lower bounds of what goes into activations."""
+        self._lines.clear()
+        self._fans.clear()
+        for number in range(1, len(self.network.nodes)):
+            low, high = self.low[number], self.high[number]
+            self._interval(number)
+            self.low[number], self.high[number] = torch.maximum(low, self.low[number]), torch.minimum(high, self.high[number])
+            if self._feeds(number):
+                self._refine(number, most, ascent)
+            if number in self.splits:
+                self._split(number)
 
     def output(self) -> Interval:
         """Return bounds of the network's output, (n, classes)."""
@@ -198,6 +213,20 @@ class Bounds:
             total = total - _dot(reached.abs(), own)
         return total, reached
 
+    def fan(self, place: int, operation: Kink) -> Fan:
+        """Return the lines of the kinked activation that makes a value, for all free slopes.
+
+        Their offsets hold the rounding of the sums that they will enter.
+        """
+        if place not in self._fans:
+            parent, rounding = self.network.nodes[place].inputs[0], self.network.rounding
+            low, high = self.low[parent], self.high[parent]
+            passing = largest((low, high)) * rounding.passing(4)  # what lies between two lines is rounded, too
+            ends = (operation.lines(low, high, rounding, torch.full_like(low, end)) for end in (0.0, 1.0))
+            first, last = (lines.widened(self._sums(place) * 1.01, passing) for lines in ends)
+            self._fans[place] = Fan.between(first, last, through_zero=operation.at == 0)
+        return self._fans[place]
+
     def _interval(self, number: int) -> None:
         node = self.network.nodes[number]
         rounding = self.network.rounding
@@ -218,7 +247,7 @@ class Bounds:
             self.slack[number] = None
             return
         # Coefficients are rounded, too, when they pass a value, and what is added there is summed over all of its numbers.
-        passing = largest((low, high)) * rounding.few(8)
+        passing = largest((low, high)) * rounding.passing()
         constant = node.operation.constant() if isinstance(node.operation, Affine) else None
         if constant is not None:
             passing = passing + constant.abs() * rounding.sums(low[0].numel() + len(self.network.nodes))
@@ -235,7 +264,13 @@ class Bounds:
         after = (self.network.nodes[user].operation for user in self.network.consumers[number])
         return next(kink.at for kink in after if isinstance(kink, Kink))
 
-    def _refine(self, number: int, most: int) -> None:
+    def _feeds(self, number: int) -> bool:
+        """Tell whether a value is affine and goes into an activation: those are tightened."""
+        nodes = self.network.nodes
+        users = self.network.consumers[number]
+        return isinstance(nodes[number].operation, Affine) and any(isinstance(nodes[k].operation, Activation) for k in users)
+
+    def _refine(self, number: int, most: int, ascent: Ascent | None = None) -> None:
         """Tighten the interval of what goes into an activation, where it would make a difference."""
         if self.inputs.norm == "linf" and self._is_first(number):
             return  # an affine function of the box: its interval is exact already
@@ -245,17 +280,20 @@ class Bounds:
             return
         widest = max(math.prod(node.shape) for node in self.network.nodes[: number + 1])
         if 2 * count * widest > most:
-            self.intervals_only.append(self.network.nodes[number].layer)
+            if ascent is None:
+                self.intervals_only.append(self.network.nodes[number].layer)
             return
         chosen = loose.to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :count]
         each = max(1, CHUNK // max(1, 2 * widest * len(loose)))
-        low, high = flat(self.low[number]), flat(self.high[number])
-        low, high = low.clone(), high.clone()
+        known = flat(self.low[number]), flat(self.high[number])
+        low, high = (side.clone() for side in known)
         for part in torch.split(chosen, each, dim=1):
             check_deadline()
-            below, above = self._of_neurons(number, part)
+            below, above = self._of_neurons(number, part, ascent)
             low.scatter_(1, part, torch.maximum(low.gather(1, part), below))
             high.scatter_(1, part, torch.minimum(high.gather(1, part), -above))
+        # What was bounded with them only because another sample needed it keeps its bounds: they depend on no neighbour.
+        low, high = (torch.where(loose, side, before) for side, before in zip((low, high), known, strict=True))
         self.low[number], self.high[number] = low.view_as(self.low[number]), high.view_as(self.high[number])
 
     def _is_first(self, number: int) -> bool:
@@ -263,7 +301,7 @@ class Bounds:
         parents = self.network.nodes[number].inputs
         return len(parents) == 1 and parents[0] == 0
 
-    def _of_neurons(self, number: int, chosen: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_neurons(self, number: int, chosen: Tensor, ascent: Ascent | None) -> tuple[Tensor, Tensor]:
         """Return lower bounds of some neurons of a value, (n, k), and of their negatives."""
         node = self.network.nodes[number]
         assert isinstance(node.operation, Affine)  # noqa: S101  (only those are tightened)
@@ -272,19 +310,25 @@ class Bounds:
         if matrix is None:
             rows = torch.zeros((*chosen.shape, size), dtype=self.network.dtype, device=chosen.device)
             rows = rows.scatter_(2, chosen[..., None], 1.0).view(*chosen.shape, *node.shape)
-            found, _ = self.lowest(torch.cat((rows, -rows), dim=1), number)
+            found = self._lowest_of(torch.cat((rows, -rows), dim=1), None, number, ascent)
             below, above = torch.split(found, chosen.shape[1], dim=1)
             return below, above
         # The first step back is the same for all samples: its rows are looked up.
         rows = matrix[chosen]
-        found, _ = self.lowest(torch.cat((rows, -rows), dim=1), node.inputs[0])
-        below, above = torch.split(found, chosen.shape[1], dim=1)
         slack = self.slack[number]
         assert slack is not None  # noqa: S101  (every value has one)
         lost = flat(slack.expand_as(self.low[number])).gather(1, chosen)
         constant = node.operation.constant()
-        added = 0.0 if constant is None else constant.expand(node.shape).reshape(-1)[chosen]
-        return below + added - lost, above - added - lost
+        added = torch.zeros_like(lost) if constant is None else constant.expand(node.shape).reshape(-1)[chosen]
+        added = torch.cat((added - lost, -added - lost), dim=1)
+        found = self._lowest_of(torch.cat((rows, -rows), dim=1), added, node.inputs[0], ascent)
+        below, above = torch.split(found + added, chosen.shape[1], dim=1)
+        return below, above
+
+    def _lowest_of(self, rows: Tensor, added: Tensor | None, number: int, ascent: Ascent | None) -> Tensor:
+        if ascent is None:
+            return self.lowest(rows, number)[0]
+        return ascent(rows, rows.new_zeros(rows.shape[:2]) if added is None else added, number)
 
     def _through(self, place: int, operation: Affine, coefficients: Tensor, waiting: dict[int, Tensor]) -> Tensor:
         node = self.network.nodes[place]
@@ -307,8 +351,13 @@ class Bounds:
         slopes: Mapping[int, Tensor] | None,
     ) -> Tensor:
         parent = self.network.nodes[place].inputs[0]
-        chosen = slopes.get(parent) if slopes is not None and isinstance(operation, Kink) else None
-        lines = self._lines_of(place, operation, chosen)
+        if slopes is not None and parent in slopes and isinstance(operation, Kink):
+            lines = self.fan(place, operation).at(slopes[parent])
+            low, high = coefficients.clamp_min(0), coefficients.clamp_max(0)
+            passed = torch.addcmul(low * _rowwise(lines.low_slope, low), high, _rowwise(lines.high_slope, high))
+            _add(waiting, parent, passed)
+            return _dot(low, lines.low_offset) + _dot(high, lines.high_offset)
+        lines = self._lines_of(place, operation)
         if lines.places is None:
             # Positive coefficients take the lower line and negative ones the upper: their mean, and half of what lies between.
             middle, half = (lines.low_slope + lines.high_slope) / 2, (lines.low_slope - lines.high_slope) / 2
@@ -326,25 +375,23 @@ class Bounds:
         """Return what rounding a slope may cost at most: for a maximum over windows, at the largest of the whole image."""
         operation = self.network.nodes[place].operation
         added = operation.shared if isinstance(operation, Maximum) else 0
-        size = largest((self.low[parent], self.high[parent])) * self.network.rounding.few(8 + added)
+        size = largest((self.low[parent], self.high[parent])) * self.network.rounding.passing(added)
         if isinstance(self.network.nodes[parent].operation, Padding):
             size = torch.where(self.high[parent] <= LOWEST, 0.0, size)  # exact, and never the maximum
         if size.shape[1:] == self.network.nodes[place].shape:
             return size
         return flat(size).amax(dim=1).reshape(-1, *[1] * (size.ndim - 1))
 
-    def _lines_of(self, place: int, operation: Activation, slope: Tensor | None) -> Lines:
+    def _sums(self, place: int) -> float:
+        """Return the relative error of the sums that a line's offset will enter, on both sides."""
+        return 2 * self.network.rounding.sums(math.prod(self.network.nodes[place].shape) + len(self.network.nodes))
+
+    def _lines_of(self, place: int, operation: Activation) -> Lines:
         """Return the lines of an activation; their offsets hold the rounding of the sums that they will enter."""
-        parent = self.network.nodes[place].inputs[0]
-        low, high = self.low[parent], self.high[parent]
-        rounding = self.network.rounding
-        sums = 2 * rounding.sums(math.prod(self.network.nodes[place].shape) + len(self.network.nodes))
-        if slope is not None:
-            if slope.ndim > low.ndim:
-                low, high = low[:, None].expand_as(slope), high[:, None].expand_as(slope)
-            return operation.lines(low, high, rounding, slope).widened(sums, largest((low, high)) * rounding.few(8))
         if place not in self._lines:
-            self._lines[place] = operation.lines(low, high, rounding).widened(sums, self._passing(parent, place))
+            parent = self.network.nodes[place].inputs[0]
+            lines = operation.lines(self.low[parent], self.high[parent], self.network.rounding)
+            self._lines[place] = lines.widened(self._sums(place), self._passing(parent, place))
         return self._lines[place]
 
 

@@ -18,7 +18,7 @@ from audit.certificates.bounds import MOST, Bounds
 from audit.certificates.branching import branch
 from audit.certificates.inputs import Inputs
 from audit.certificates.network import Network
-from audit.certificates.optimise import optimised
+from audit.certificates.optimise import optimised, tighten
 from audit.errors import UsageError
 from audit.model.batching import BatchSize, in_batches
 from audit.model.wrapper import Model
@@ -26,6 +26,7 @@ from audit.model.wrapper import Model
 Method = Literal["crown", "ibp"]
 METHODS: tuple[Method, ...] = ("crown", "ibp")
 NEAR = 0.5  # branching is tried where the bound lies below 0 by no more than this share of the clean margin
+TIGHTEN = 2**21  # coefficients of a layer whose bounds are tightened before: more take longer than branching itself
 LARGEST = 2**16  # numbers of all values of a network, for one sample, with which branching is tried
 TELLS = 32  # units of roundoff by which two probabilities must differ, to be told apart as they are computed
 DENORMAL = -80.0  # below, a sigmoid may be 0 in float32
@@ -39,7 +40,9 @@ class Certificate:
     Attributes
     ----------
     certified : bool Tensor (n,)
-        No input in box and ball makes the network, in its own floating-point arithmetic, give another class than `y`.
+        No input in box and ball makes the network, in its own floating-point arithmetic, give another class than `y`. What is
+        assumed of that arithmetic is in `audit.certificates.rounding`: sums of products, in any order. Convolutions that
+        transform their inputs (Winograd, on GPUs and ARM) have an allowance in place of a bound.
     lower : float64 Tensor (n, classes)
         Lower bounds of z_y - z_j over box and ball, infinite at j = y; for a multi-label network of each label's logit, with
         its sign turned where the sample has not the label. For regression (n, 2): how far the output stays within
@@ -95,7 +98,8 @@ def certify(
         Steps in which the free slopes of samples that are not yet certified are optimised; 0 for none.
     parts
         Parts that branching may bound for each sample that is nearly certified (its bound is below 0 by at most half of its
-        clean margin) by a small network whose layers have linear bounds; 0 for none. See `audit.certificates.branching`.
+        clean margin) by a small network whose layers have linear bounds, after these were tightened
+        (`audit.certificates.optimise.tighten`); 0 for none. See `audit.certificates.branching`.
     tolerance
         Regression: how far the output may move.
     network
@@ -236,7 +240,10 @@ def _branched(bounds: Bounds, y: Tensor, tolerance: float | None, lower: Tensor,
     near = (lower > -NEAR * margin.clamp_min(0)).all(dim=1) & ~(lower > 0).all(dim=1)
     lower = lower.clone()
     for i in near.nonzero()[:, 0].tolist():
-        one, left = bounds.take(torch.tensor([i], device=lower.device)), parts
+        here, left = torch.tensor([i], device=lower.device), parts
+        one = bounds.take(here)
+        tighten(one, most=TIGHTEN)
+        lower[here] = torch.maximum(lower[here], margins(one, y[here], tolerance))
         for j in torch.argsort(lower[i]).tolist():
             if left <= 0 or bool(lower[i, j] > 0):
                 break
@@ -246,6 +253,7 @@ def _branched(bounds: Bounds, y: Tensor, tolerance: float | None, lower: Tensor,
             bounds.rows += round(found.passes * lower.shape[1])
             if not found.certified:
                 break
+        bounds.rows += one.rows
     return lower
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-from audit.certificates.rounding import CONVOLUTION, TINY, Rounding
+from audit.certificates.rounding import TINY, TRANSFORMED, Rounding
 
 Interval = tuple[Tensor, Tensor]
 # Stands for minus infinity where only a maximum is taken over it: times a coefficient of 0 it is 0.
@@ -132,8 +132,8 @@ class Convolution(Affine):
         kernel = math.prod(self.weight.shape[2:])
         first, second = self.weight.shape[0] // self.groups * kernel, self.weight.shape[1] * kernel
         terms, back = (first, second) if self.transposed else (second, first)
-        fast = CONVOLUTION if kernel > 1 and all(stride == 1 for stride in self.stride) else 1
-        return size * rounding.products(terms, back) * fast + terms * TINY
+        plain = kernel == 1 or any(stride > 1 for stride in self.stride) or not rounding.transformed
+        return size * rounding.products(terms, back, convolution=True) * (1 if plain else TRANSFORMED) + terms * TINY
 
     def back(self, rows: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Return the coefficients of each input; see `Affine.back`."""

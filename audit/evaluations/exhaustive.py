@@ -23,11 +23,12 @@ from torch import Tensor
 from audit.attacks.base import output_of
 from audit.attacks.geometry import Ball, Region
 from audit.attacks.goal import Goal
-from audit.budget import check_deadline
+from audit.budget import check_deadline, seconds_left
 from audit.certificates.bounds import Bounds
-from audit.certificates.branching import branch
+from audit.certificates.branching import Branched, branch
 from audit.certificates.certify import FORWARDS, bounds_of, margin_rows, margins
 from audit.certificates.network import Network, NoBound
+from audit.certificates.optimise import tighten
 from audit.evaluations.adaptive import FIRST_STEP, HOP_STEP, HOP_STEPS, Climb, block, corner
 from audit.evaluations.base import ARRAYS, Job, Known, Round
 from audit.evaluations.pieces import Pieces, Reach, climb
@@ -185,7 +186,8 @@ class Branching(_OneByOne):
 
     def __init__(self, number: int, parts: int, read: Reader) -> None:
         self.name, self.parts, self.read = f"branch.{number + 1}", parts, read
-        self.passes = 20.0 * parts
+        # Of one class: it is left at the first that stays open.
+        self.passes = FORWARDS * Branched(0.0, stopped=False, parts=parts).passes
 
     def _sample(self, job: Job, i: int, best: Tensor, margin: float) -> Search:
         search = Search.of(job, i, best, margin)
@@ -195,6 +197,9 @@ class Branching(_OneByOne):
         root = bounds_of(network, search.x, job.threat)
         with torch.no_grad():
             lower = margins(root, search.goal.y, job.tolerance, alpha_steps=ALPHA_STEPS)[0]
+            if not bool((lower > 0).all()):
+                tighten(root)
+                lower = torch.maximum(lower, margins(root, search.goal.y, job.tolerance, alpha_steps=ALPHA_STEPS)[0])
         open_ = [j for j in torch.argsort(lower).tolist() if not float(lower[j]) > 0]
         likely, id_ = search.nearest(), int(job.ids[i])
         # The loosest first: where it stays open the others make no certificate, and one alone may still make an example.
@@ -286,7 +291,8 @@ class Walking(_OneByOne):
         margin = logits[target] - logits[label]
         for _ in range(self.regions):
             check_deadline()
-            found = climb(pieces, reach, point, target, label, free=free, seconds=SOLVER_SECONDS)
+            found = climb(pieces, reach, point, target, label, free=free, seconds=min(SOLVER_SECONDS, seconds_left()))
+            check_deadline()  # what a deadline cut short is not kept: without it the program may end elsewhere
             if found is None:
                 return False
             if search.look(torch.as_tensor(found).view_as(search.x)):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import audit
 from audit.certificates import Network, bounds_of
 from audit.certificates.activations import Fan, Kink
 from audit.certificates.bounds import Bounds
-from audit.certificates.certify import margins
+from audit.certificates.branching import branch
+from audit.certificates.certify import margin_rows, margins
 from audit.certificates.optimise import tighten
 from audit.certificates.rounding import Rounding
 from tests.certificates.networks import network, samples, threat
@@ -85,6 +87,30 @@ def test_tightened_bounds_hold_at_every_value_and_are_never_looser(name: str, no
                 assert bool((root.high[number] >= seen.low[number]).all())
             logits = model.logits(point).double()
             assert bool((logits.gather(1, y[:, None]) - logits >= lower.masked_fill(lower == torch.inf, -torch.inf)).all())
+
+
+def test_where_no_unit_is_open_slopes_change_nothing() -> None:
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.LeakyReLU(), nn.Linear(6, 3))
+    with torch.no_grad():
+        body[0].bias.add_(5)
+        body[2].bias.sub_(30)
+    model = audit.Model(body, task="classification", bounds=(0, 1), device="cpu")
+    x = torch.rand(3, 4)
+    model.resolve(x)
+    y = (model.predict(x) + 1) % 3
+    net = Network.of(model, x)
+    plain, root = (bounds_of(net, x, threat(0.1)) for _ in range(2))
+    tighten(root, 3)
+    with torch.no_grad():
+        lower = margins(plain, y)
+        assert bool((lower < 0).any())
+        for found in (margins(plain, y, alpha_steps=3), margins(root, y), margins(root, y, alpha_steps=3)):
+            assert torch.allclose(found, lower, atol=1e-9)
+    rows, constant, _ = margin_rows(net, y)
+    wrong = int(lower[0].argmin())
+    found = branch(root.take(torch.tensor([0])), rows[0, wrong], float(constant[0, wrong]), most=8)
+    assert found.lower == pytest.approx(float(lower[0, wrong]), abs=1e-9)
 
 
 def test_tightened_bounds_do_not_depend_on_the_batch() -> None:

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 
 import audit
 from audit.attacks.geometry import ThreatModel
-from audit.certificates import Network, certify
+from audit.certificates import Network, bounds_of, certify
+from audit.certificates.certify import margins
+from audit.certificates.optimise import tighten
+from audit.evaluations.base import Job, Known
+from audit.evaluations.exhaustive import Branching, Reader
 from tests.realdata import cnn_a, mnist, shared
 
 
@@ -60,6 +64,12 @@ def test_bounds_are_never_tighter_than_the_exact_minimum(seed: int, eps: float) 
             assert float(bound[j]) <= exact[j] + 2e-6
     assert bool((found[1] >= found[0]).all())
     assert bool((found[2] >= found[1]).all())
+    root = bounds_of(Network.of(model, x), x, threat)
+    tighten(root, 10)
+    with torch.no_grad():
+        tight = margins(root, y)[0]
+    for j in set(range(3)) - {int(y[0])}:
+        assert float(found[1][j]) - 1e-9 <= float(tight[j]) <= exact[j] + 2e-6
     worst = min(exact[j] for j in range(3) if j != int(y[0]))
     assert float(found[2][torch.arange(3) != y[0]].min()) >= worst - 0.6 * (1 + abs(worst))
 
@@ -89,6 +99,34 @@ def test_outcomes_on_which_verifiers_agreed(name: str) -> None:
             assert not bool(certificate.certified[0])
         held += bool(certificate.certified[0])
     assert held > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mnistfc_256x2", "mnistfc_256x4"])
+def test_branching_agrees_with_the_outcomes_on_which_verifiers_agreed(name: str) -> None:
+    known = np.load(shared("models/mnistfc_known_outcomes.npz"))
+    model = audit.Model.load(shared(f"models/{name}.onnx"), output="logits", bounds=(0, 1), device="cpu")
+    read, broken, certified, violated = Reader(), 0, 0, 0
+    for i in np.flatnonzero(known["network"] == f"{name}.onnx"):
+        low, high = (torch.tensor(known[side][i]).view(1, 1, 28, 28) for side in ("low", "high"))
+        eps = float(known["eps"][i])
+        # The image is so far from one side of the box at least.
+        x = (torch.where(low <= 0, high - eps, low + eps) * 255).round() / 255
+        threat = ThreatModel("linf", eps, np.zeros(1), np.ones(1))
+        assert bool(threat.on(x).allows(x, low)[0])
+        assert bool(threat.on(x).allows(x, high)[0])
+        job = Job(model, x, torch.tensor([int(known["label"][i])]), torch.tensor([int(i)]), np.array([0]), threat)
+        found = Branching(0, 32, read)(job, Known.of(np.array([True]), []))
+        if str(known["outcome"][i]) == "violated":
+            violated += 1
+            assert not found["certified"][0]
+            inside = torch.tensor(found["x_adv"]).clamp(low, high)
+            broken += bool(found["broken"][0]) and bool(model.predict(inside) != job.y)
+        else:
+            assert not found["broken"][0]
+            certified += bool(found["certified"][0])
+    assert broken >= 0.5 * violated
+    assert certified >= {"mnistfc_256x2": 10, "mnistfc_256x4": 5}[name]
 
 
 @pytest.mark.slow
