@@ -43,77 +43,18 @@ quarter more.
 from __future__ import annotations
 
 import argparse
-import gzip
-import io
 import statistics
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as f
+from networks import CIFAR_MEAN, CIFAR_STD, SHARED, ResNet2B, cifar, cnn_a, digits, weights
+from torch import Tensor
 
 import audit
 from audit.attacks.geometry import ThreatModel
 from audit.certificates import Network, certify
-
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
-
-
-class Block(nn.Module):
-    def __init__(self, inputs: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, 16, 3, stride=stride, padding=1)
-        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
-        self.shortcut = nn.Sequential(nn.Conv2d(inputs, 16, 1, stride=stride)) if stride > 1 else nn.Sequential()
-
-    def forward(self, x: Tensor) -> Tensor:
-        return f.relu(self.conv2(f.relu(self.conv1(x))) + self.shortcut(x))
-
-
-class ResNet2B(nn.Module):
-    """ResNet-2B of VNN-COMP 2021."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 8, 3, stride=2, padding=1)
-        self.layer1 = nn.Sequential(Block(8, 2), Block(16, 1))
-        self.linear1 = nn.Linear(1024, 100)
-        self.linear2 = nn.Linear(100, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.linear2(f.relu(self.linear1(self.layer1(f.relu(self.conv1(x))).flatten(1))))
-
-
-def digits(folder: str, n: int) -> tuple[Tensor, Tensor]:
-    images = gzip.decompress((SHARED / folder / "t10k-images-idx3-ubyte.gz").read_bytes())
-    labels = gzip.decompress((SHARED / folder / "t10k-labels-idx1-ubyte.gz").read_bytes())
-    x = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 1, 28, 28)[:n].astype(np.float32) / 255
-    return torch.tensor(x), torch.tensor(np.frombuffer(labels, np.uint8, offset=8)[:n].astype(np.int64))
-
-
-def cifar(n: int) -> tuple[Tensor, Tensor]:
-    from PIL import Image
-
-    file = np.load(SHARED / "cifar10_jpeg" / "cifar10_test_jpeg.npz")
-    data, ends = file["jpeg"].tobytes(), file["offsets"]
-    images = [np.asarray(Image.open(io.BytesIO(data[ends[i] : ends[i + 1]]))) for i in range(n)]
-    return torch.tensor(np.stack(images).transpose(0, 3, 1, 2).astype(np.float32) / 255), torch.tensor(
-        file["labels"][:n]
-    ).long()
-
-
-def weights(net: nn.Module, name: str) -> nn.Module:
-    state = torch.load(SHARED / "models" / name, weights_only=True, map_location="cpu")
-    net.load_state_dict(state.get("state_dict", state))
-    return net.eval()
-
-
-def cnn_a() -> nn.Module:
-    conv = [nn.Conv2d(1, 16, 4, stride=2, padding=1), nn.ReLU(), nn.Conv2d(16, 32, 4, stride=2, padding=1), nn.ReLU()]
-    return nn.Sequential(*conv, nn.Flatten(), nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
 
 
 def rows(n: int) -> Iterator[tuple[str, audit.Model, Tensor, Tensor, float, str]]:
@@ -127,8 +68,7 @@ def rows(n: int) -> Iterator[tuple[str, audit.Model, Tensor, Tensor, float, str]
     yield "mnist_cnn_a_adv", digit, *mnist, 0.3, "-"
     for name in ("mnistfc_256x2", "mnistfc_256x4"):
         yield name, audit.Model.load(SHARED / "models" / f"{name}.onnx", **common), *mnist, 0.03, "-"  # type: ignore[arg-type]
-    mean, std = (0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)
-    residual = audit.Model(weights(ResNet2B(), "cifar10_resnet2b.pth"), mean=mean, std=std, **common)  # type: ignore[arg-type]
+    residual = audit.Model(weights(ResNet2B(), "cifar10_resnet2b.pth"), mean=CIFAR_MEAN, std=CIFAR_STD, **common)  # type: ignore[arg-type]
     yield "cifar10_resnet2b", residual, *cifar(n), 1 / 255, "57.16"
     yield "cifar10_resnet2b", residual, *cifar(n), 2 / 255, "26.88"
 

@@ -40,7 +40,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from certificates import SHARED, cnn_a, digits, weights
+from networks import SHARED, cnn_a, digits, weights
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
