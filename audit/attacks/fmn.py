@@ -19,13 +19,15 @@ GAMMA = (0.05, 0.001)  # by how much the radius changes in the first and in the 
 GAMMA_FAR = 0.3  # from a random place of the box, the ball has a long way to shrink; 0.15 and 0.5 did no better
 LAST_STEP = 0.01  # of the first
 BOLD = {"linf": 1.0, "l2": 3.0, "l1": 3.0, "l0": 3.0}  # times the step, until a sample is broken
-WALK = 0.3  # share of the steps: 0.3 to 0.5 did better than none in L2, L1 and L0, and as well in L∞
-FAR = {"l2": 0.5, "l1": 1.0, "l0": 1.0}  # how far off random places are, of the box's width; half did worse in L1, all in L2
-WALK_FAR = {"l2": 5 / 3, "l1": 1.0, "l0": 1.0}  # how much longer the walk is of a run that begins there
+WALK = 0.3  # share of the steps: 0.3 to 0.5 did better than none in L2, L1 and L0; in L∞ 0.1 to 0.4 did equally well
+# How far off random places are, of the box's width: half did worse in L1, all in L2; in L∞ a third to all did equally well.
+FAR = {"linf": 0.5, "l2": 0.5, "l1": 1.0, "l0": 1.0}
+WALK_FAR = {"linf": 1.0, "l2": 5 / 3, "l1": 1.0, "l0": 1.0}  # how much longer the walk is of a run that begins there
 TARGETS = {"linf": 3, "l2": 3, "l1": 1, "l0": 1}  # 3 did better in L∞ and L2, and not in the other norms
 # Steps of a run from a random place. In L∞ all are as long as the first; in L2, 10 steps did worse, as did 50 in L1 and L2.
-RUN = {"linf": 100, "l2": 20, "l1": 30, "l0": 30}
-LEAD = (20, 0.2)  # steps of the first run, and share of all: but for adversarially trained networks, it is the one that counts
+RUN = {"linf": 50, "l2": 25, "l1": 30, "l0": 30}
+# Share of all steps that the first run has at least: but for adversarially trained networks, it is the one that counts.
+LEAD = 0.2
 
 
 class FMN(MinimumNormAttack):
@@ -37,9 +39,9 @@ class FMN(MinimumNormAttack):
 
     Five things are other than in the paper. Steps in L∞ go along the sign of the gradient, and steps in L∞ and L2 are in units
     of the ball's radius. A sample that was not broken yet takes steps three times as long (but in L∞). The last steps walk
-    along the boundary (`Search.walk`). In L∞ and L2 the first run has a target. A long attack begins again at random rather
-    than take shorter steps; in norms other than L∞ it begins far away, and approaches in L2: from the input, the gradient of an
-    adversarially trained network leads to examples that are not the closest.
+    along the boundary (`Search.walk`). In L∞ and L2 the first run has a target. A long attack begins again far away rather than
+    take shorter steps, and approaches in L2 (in L∞ in its own norm, in a ball no larger than the closest example so far): from
+    the input, the gradient of an adversarially trained network leads to examples that are not the closest.
 
     Parameters
     ----------
@@ -48,9 +50,9 @@ class FMN(MinimumNormAttack):
     steps
         Looks at the network a sample, one forward and one backward each, over all runs.
     restarts
-        Runs of equal length, the first from the input, the others from random points: in L∞ about as far away as the closest
-        example so far, in other norms anywhere in the box (in L2 half of the way there). Where None, in L∞ one for each 100
-        steps, in other norms a first run of 20 steps and a fifth of all, and then runs of about 20 (L2) or 30.
+        Runs of equal length, the first from the input, the others from random points anywhere in the box (in L∞ and L2 half of
+        the way there). Where None, in L∞ one for each 50 steps; in L2 a first run of 25 steps or a fifth of all, whichever is
+        more, and then runs of about 25; in L1 and L0 a first run of 20 steps and a fifth of all, and then runs of about 30.
     targets
         Classes whose boundaries are compared at the input, one look each (at most a tenth of the run's steps), for the first
         run to go to the nearest; no comparison where 1. Where None, 3 in L∞ and L2, 1 in other norms.
@@ -82,24 +84,27 @@ class FMN(MinimumNormAttack):
             raise UsageError(f"restarts must be between 1 and the number of steps ({steps}), got {restarts}")
         self.steps, self.walk, self.first = steps, walk, first
         self.targets = TARGETS[norm] if targets is None else targets
-        self.lead = min(steps, int(LEAD[0] + LEAD[1] * steps)) if norm != "linf" and restarts is None else 0
+        self.lead = default_lead(norm, steps) if restarts is None else 0
         self.restarts = default_restarts(norm, steps - self.lead) if restarts is None else restarts
 
     def run(self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor) -> Candidates:
         """Attack a batch; see `Attack.run`."""
         search = Search(model, x, goal, ball, ids, seed=self.seed, purpose=self.name)
-        for run in runs_of(goal, self.steps, self.restarts, self.first, self.lead):
+        runs = runs_of(goal, self.steps, self.restarts, self.first, self.lead)
+        for run in runs:
             search.begin(run)
             search.goal = goal
-            if run.random and ball.norm != "linf":
+            if run.random:
                 start = FAR[ball.norm] * search.anywhere(run.number)
                 walk = min(int(WALK_FAR[ball.norm] * self.walk * run.steps), run.steps - 1)
-                search.walk(walk, self._search(search, "l2", start, run.steps - walk, GAMMA_FAR))
+                approach: Norm = "linf" if ball.norm == "linf" else "l2"
+                search.walk(walk, self._search(search, approach, start, run.steps - walk, GAMMA_FAR), far=True)
                 continue
-            start = search.elsewhere(run.number) if run.random else torch.zeros_like(x)
             steps = run.steps - (0 if run.number else search.aim(min(self.targets, run.steps // 10)))
             walk = int(self.walk * steps)
-            search.walk(walk, self._search(search, ball.norm, start, steps - walk, GAMMA[0]))
+            # In L∞ the short steps of a far run come closer here, too; far runs follow for the samples that they leave behind.
+            seen = self._search(search, ball.norm, torch.zeros_like(x), steps - walk, GAMMA[0])
+            search.walk(walk, seen, far=ball.norm == "linf" and runs[-1].random)
         return search.found
 
     def _search(self, search: Search, norm: Norm, start: Tensor, steps: int, fastest: float) -> Sight:
@@ -108,8 +113,8 @@ class FMN(MinimumNormAttack):
         most = size_of(search.high.maximum(-search.low).clamp_max(ENDLESS), norm)
         radius, best = (torch.full_like(width, torch.inf) for _ in range(2))
         known = torch.zeros_like(search.best.hit)  # in this run
-        if norm == search.norm and fastest == GAMMA[0]:
-            # From far away, a ball as small as the closest example of all would leave no room to come down elsewhere.
+        if norm == search.norm and (norm == "linf" or fastest == GAMMA[0]):
+            # From far away, but for L∞, a ball as small as the closest example of all leaves no room to come down elsewhere.
             best = search.best.size
         for k in range(steps):
             seen = search.see(u)
@@ -133,6 +138,14 @@ class FMN(MinimumNormAttack):
             u = (seen.u + towards * per_sample(length, u)).maximum(search.low).minimum(search.high)
             u = within(u, norm, radius)
         return seen
+
+
+def default_lead(norm: Norm, steps: int) -> int:
+    """Return the steps of the first run (L∞: 0, all runs are equally long)."""
+    if norm == "linf":
+        return 0
+    share = LEAD * steps
+    return min(steps, int(max(RUN["l2"], share) if norm == "l2" else 20 + share))
 
 
 def default_restarts(norm: Norm, steps: int) -> int:
