@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.attacks.base import check_samples
 from audit.attacks.geometry import ThreatModel
+from audit.attacks.given import samples_of, tolerance_of
 from audit.certificates.bounds import MOST, Bounds
 from audit.certificates.branching import branch
 from audit.certificates.inputs import Inputs
@@ -114,13 +114,11 @@ def certify(
     """
     if method not in METHODS:
         raise UsageError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    inputs, labels = model.to_input(x), torch.as_tensor(y).to(model.device)
+    inputs, labels = samples_of(model, x, y)
+    if len(inputs) == 0:
+        raise UsageError("expected at least one sample, got none")
+    tolerance = tolerance_of(model, tolerance, "certify")
     threat.check(tuple(inputs.shape[1:]))
-    if model.output is None:
-        model.resolve(inputs, labels.cpu().numpy())
-    check_samples(model, inputs, labels)
-    if model.task == "regression" and tolerance is None:
-        raise UsageError("to certify a regression network, say how far its output may move: tolerance=…")
     network = network or Network.of(model, inputs)
     began = time.perf_counter()
     layers: dict[str, None] = {}

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as f
 
-from audit.certificates.rounding import TINY, TRANSFORMED, Rounding
+from audit.certificates.rounding import TINY, TRANSFORMED, TRANSFORMED_TERMS, Rounding
 
 Interval = tuple[Tensor, Tensor]
 # Stands for minus infinity where only a maximum is taken over it: times a coefficient of 0 it is 0.
@@ -132,8 +132,25 @@ class Convolution(Affine):
         kernel = math.prod(self.weight.shape[2:])
         first, second = self.weight.shape[0] // self.groups * kernel, self.weight.shape[1] * kernel
         terms, back = (first, second) if self.transposed else (second, first)
-        plain = kernel == 1 or any(stride > 1 for stride in self.stride) or not rounding.transformed
-        return size * rounding.products(terms, back, convolution=True) * (1 if plain else TRANSFORMED) + terms * TINY
+        error = size * rounding.products(terms, back, convolution=True) + terms * TINY
+        if not rounding.transformed or any(stride > 1 for stride in self.stride):
+            return error
+        spread = self._widest(largest(inputs[0])) * rounding.few(TRANSFORMED_TERMS)
+        return torch.maximum(error * TRANSFORMED, error + spread)
+
+    def _widest(self, x: Tensor) -> Tensor:
+        """Return the largest sum of sizes in each channel, (n, channels, 1, …): what is transformed shares the error of a tile.
+
+        Every input is seen through all of the kernel, which does not hang on where the image ends.
+        """
+        kernel = self.weight.shape[2:]
+        none = [0] * len(kernel)
+        padding = none if self.transposed else [d * (k - 1) for d, k in zip(self.dilation, kernel, strict=True)]
+        sums = torch.ops.aten.convolution(
+            x, self.weight.abs(), None, self.stride, padding, self.dilation, self.transposed, none, self.groups
+        )
+        widest: Tensor = sums.amax(dim=tuple(range(2, sums.ndim)), keepdim=True)
+        return widest
 
     def back(self, rows: Tensor, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Return the coefficients of each input; see `Affine.back`."""

@@ -7,25 +7,30 @@ network computes, where it computes as is assumed here:
 
 - each layer's outputs are sums of products in some order, fused or not, in the network's own type, rounded to nearest: any
   blocking, any number of threads, any batch;
-- where torch may round factors to a shorter type (TF32, bfloat16: `torch.backends.*.fp32_precision`), they are rounded or cut
-  off to it, and what accumulates the products may cut off, too.
+- where torch may round factors to a shorter type (TF32, bfloat16: `torch.backends.*.fp32_precision`, and on CPUs oneDNN's
+  variable ONEDNN_DEFAULT_FPMATH_MODE), they are rounded or cut off to it, and what accumulates the products may cut off, too.
 
 Convolutions that transform their inputs (Winograd, Fourier) do not compute so. On x86 torch calls oneDNN's direct ones, or
-multiplies matrices, which do. Elsewhere one of stride 1 gets `TRANSFORMED` times the error: an allowance, and not a bound.
+multiplies matrices, which do. Elsewhere one of stride 1 is allowed `TRANSFORMED` times the error, or that of
+`TRANSFORMED_TERMS` more terms of the largest sum on the image where that is more: an allowance, and not a bound. With torch's
+own (NNPACK: batches of 16 and more where oneDNN is missing or off) outputs beside a large input or in the padding were off by
+thousands of times their own error, and by up to 330 roundings of the largest sum on the image.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-TRANSFORMED = 4
+TRANSFORMED, TRANSFORMED_TERMS = 4, 512
 TINY = 2.0**-126  # what flushing a denormal number to zero loses
 # Relative error of a factor that is cut off to a shorter type, by the name that torch has for it.
 SHORTER = {"none": 0.0, "ieee": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}
+FPMATH = {"": 0.0, "strict": 0.0, "tf32": 2.0**-10, "bf16": 2.0**-7}  # by oneDNN's; float16 has a shorter range, too: no bound
 
 
 @dataclass(frozen=True)
@@ -105,4 +110,9 @@ def _shorter(device: torch.device, kind: str) -> float:
         backend = backends.cuda.matmul if kind == "matmul" else backends.cudnn.conv
     else:
         backend = getattr(backends.mkldnn, kind)
-    return SHORTER.get(str(backend.fp32_precision), max(SHORTER.values()))
+    lost = SHORTER.get(str(backend.fp32_precision), max(SHORTER.values()))
+    if device.type != "cpu":
+        return lost
+    # Where torch says nothing oneDNN does as the environment says.
+    modes = (os.environ.get(f"{name}_DEFAULT_FPMATH_MODE", "").lower() for name in ("ONEDNN", "DNNL"))
+    return max(lost, *(FPMATH.get(mode, float("inf")) for mode in modes))

@@ -75,8 +75,9 @@ class Reader:
         return None if found is None else self.tensor(found)
 
     def tensor(self, value: Any) -> Tensor:
-        """See the base class."""
-        return torch.as_tensor(value).detach().to(self.dtype)
+        """Return a constant in the type of the bounds; a number is what the network's own type makes of it."""
+        own = value if isinstance(value, Tensor) else torch.as_tensor(value, dtype=self.node.meta["val"].dtype)
+        return own.detach().to(self.dtype)
 
     def shape(self, value: Any = None) -> tuple[int, ...]:
         """Return the shape of one sample of the result."""

@@ -199,6 +199,21 @@ def test_a_slope_is_what_the_networks_own_type_makes_of_it(dtype: torch.dtype) -
     assert float((high - low).max()) < 16 * torch.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_number_in_a_formula_is_what_the_networks_own_type_makes_of_it(dtype: torch.dtype) -> None:
+    class Formula(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.add(0.3 - x * 0.7, x + 0.1, alpha=0.9) / 1.3 - 0.6
+
+    model = audit.Model(nn.Sequential(nn.Linear(3, 3), Formula()).to(dtype), output="logits", bounds=(0, 1), device="cpu")
+    x = torch.rand((4, 3), dtype=dtype)
+    low, high = Bounds.intervals(Network.of(model, x), x.double(), x.double()).output()
+    with torch.no_grad():
+        given = model.logits(x).double()
+    assert bool(((low <= given) & (given <= high)).all())
+    assert float((high - low).max()) < 256 * torch.finfo(dtype).eps
+
+
 def test_windows_that_share_an_input_are_bounded_with_the_rounding_of_their_sum() -> None:
     """Forty-nine windows hold the same largest input: their coefficients are added up, in another order than the network's."""
 

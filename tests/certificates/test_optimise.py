@@ -12,6 +12,7 @@ from audit.certificates.activations import Fan, Kink
 from audit.certificates.bounds import Bounds
 from audit.certificates.branching import branch
 from audit.certificates.certify import margin_rows, margins
+from audit.certificates.operations import Convolution
 from audit.certificates.optimise import tighten
 from audit.certificates.rounding import Rounding
 from tests.certificates.networks import network, samples, threat
@@ -145,3 +146,38 @@ def test_shortened_factors_are_counted_however_torch_was_told_of_them() -> None:
     cuda = Rounding.of(torch.float32, torch.float32, torch.device("cuda"))
     assert cuda.transformed
     assert cuda.convolution == (2**-10 if torch.backends.cudnn.conv.fp32_precision == "tf32" else 0.0)
+
+
+@pytest.mark.parametrize("mode", ["BF16", "tf32", "STRICT", "ANY"])
+@pytest.mark.parametrize("name", ["ONEDNN", "DNNL"])
+def test_factors_that_the_environment_lets_onednn_shorten_are_counted(
+    name: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"{name}_DEFAULT_FPMATH_MODE", mode)
+    lost = {"BF16": 2**-7, "tf32": 2**-10, "STRICT": 0.0, "ANY": float("inf")}[mode]
+    found = Rounding.of(torch.float32, torch.float64, torch.device("cpu"))
+    assert (found.matrix, found.convolution) == (lost, lost)
+    assert Rounding.of(torch.float64, torch.float64, torch.device("cpu")).matrix == 0.0
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+@pytest.mark.parametrize("kind", ["even", "bright", "padded"])
+def test_convolutions_stay_within_their_error_where_they_transform_their_inputs(kernel: int, kind: str) -> None:
+    generator = torch.Generator().manual_seed(kernel)
+    x = torch.rand((17, 4, 16, 16), generator=generator)
+    if kind == "bright":
+        x[:, :, 3, 5] = 1e7
+    weight = torch.randn((8, 4, kernel, kernel), generator=generator)
+    padding = [kernel - 1 if kind == "padded" else 0] * 2
+    operation = Convolution(weight.double(), None, [1, 1], padding, [1, 1], False, [0, 0], 1)
+    kept = torch.backends.mkldnn.enabled
+    try:
+        torch.backends.mkldnn.enabled = False
+        rounding = Rounding.of(torch.float32, torch.float64, torch.device("cpu"))
+        given = torch.conv2d(x, weight, None, 1, padding).double()
+    finally:
+        torch.backends.mkldnn.enabled = kept
+    assert rounding.transformed
+    exact = torch.conv2d(x.double(), weight.double(), None, 1, padding)
+    error = operation.error([(x.double(), x.double())], (exact, exact), rounding)
+    assert bool(((given - exact).abs() <= error).all())
