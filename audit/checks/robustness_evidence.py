@@ -13,7 +13,19 @@ from audit.attacks.geometry import movable
 from audit.attacks.goal import Goal
 from audit.checks import robustness_jumps, robustness_random
 from audit.checks.base import Found, Merged
-from audit.checks.robustness_state import AGAIN, LONGER, MENDED, NOISE, REST, SQUARE, TRANSFER, TRANSFERRED, Attacked, Bits
+from audit.checks.robustness_state import (
+    AGAIN,
+    LONGER,
+    MENDED,
+    NOISE,
+    REST,
+    SQUARE,
+    TRANSFER,
+    TRANSFERRED,
+    Attacked,
+    Bits,
+    right_at_first,
+)
 from audit.result import Evidence
 
 FEW_POINTS = 100.0  # noise and Square look at about as many
@@ -95,9 +107,8 @@ def _able(one: Attacked) -> Bits:
 
 
 def _verified(one: Attacked, found: Found) -> Evidence:
-    rows = [found[one.id(part)] for part in one.evaluated()]
-    confirmed = sum(int((each["broken"] & np.isfinite(each["loss_start"])).sum()) for each in rows)
-    return sanity.verified(one.prefix, confirmed, sum(int(each["rejected"].sum()) for each in rows))
+    confirmed = int((right_at_first(one.task, found) & one.broken_by(found, one.finders())).sum())
+    return sanity.verified(one.prefix, confirmed, sum(int(found[one.id(part)]["rejected"].sum()) for part in one.evaluated()))
 
 
 def _of_gradients(one: Attacked, found: Found) -> list[Evidence]:

@@ -239,7 +239,7 @@ def _round_job(one: Attacked, each: Round) -> Callable[[Block], Arrays]:
         moved, model = tolerance(task, block.earlier), as_attacked(one, block, each.name)
         given = Job(model, block.x, block.y, block.ids, block.positions, threat, moved)
         found = each(given, one.known(block.earlier, final=each in one.final))
-        return _with_answers(task, model, confirmed(one, block, model, found, each.name))
+        return _with_answers(task, model, confirmed(one, block, model, found, each.name, threat))
 
     return job
 
@@ -281,7 +281,7 @@ def attack_stage(
         arrays = {name: getattr(out, "success" if name == "broken" else name).cpu().numpy() for name in ARRAYS}
         if part == MENDED:
             arrays = _held(one, block, model, arrays)
-        arrays = confirmed(one, block, model, arrays, part)
+        arrays = confirmed(one, block, model, arrays, part, threat)
         stopped = np.full(len(block.ids), failed, dtype=f"U{MESSAGE}")
         return {**_with_answers(task, model, arrays), "failed": stopped}
 

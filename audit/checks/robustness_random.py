@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from audit.attacks.base import output_of
 from audit.attacks.expectation import Around, Expectation, beyond_chance, seeded, wrong_share
+from audit.attacks.geometry import ThreatModel
+from audit.attacks.goal import Goal
+from audit.attacks.steps import observe, step
 from audit.checks.base import Arrays, Block, Found, Stage, Task, answers_twice, spread_positions
 from audit.checks.robustness_state import LAYERS, MAJORITY, REPEAT, Attacked, tolerance
 from audit.data.noise import block_seed
@@ -26,6 +29,7 @@ from audit.result import Evidence
 
 DRAWS = 10  # forwards whose mean an attack asks for
 FRESH = {"quick": 40, "standard": 100, "thorough": 100, "exhaustive": 200}  # draws that decide whether a sample is broken
+FURTHER, FURTHER_STEP = 12, 0.3  # steps from the edge of the mean, the first so many radii long
 ASKED_TWICE = 64
 SHOWN_LAYERS = 8  # samples with which layers are looked at
 
@@ -125,18 +129,17 @@ def _refuses_one(found: Found) -> bool:
     return alone is not None and bool(alone["refused"].any())
 
 
-def confirmed(one: Attacked, block: Block, model: Model, arrays: Arrays, part: str) -> Arrays:
+def confirmed(one: Attacked, block: Block, model: Model, arrays: Arrays, part: str, threat: ThreatModel) -> Arrays:
     """Keep of what an attack broke what most fresh draws get wrong, beyond chance; all of it where outputs are not random.
 
-    What it saw wrong without any change is left out: which samples are right unattacked, other draws have said before it.
+    What they get right is attacked further (`_further`), and put to other draws; so is what was seen wrong without any change:
+    which samples are right unattacked, other draws have said before it.
     """
     task = one.task
     if not isinstance(model, Expectation):
         return arrays
-    unchanged = arrays["distance"] == 0
-    distance = np.where(unchanged, np.inf, arrays["distance"])
-    arrays = {**arrays, "broken": arrays["broken"] & ~unchanged, "distance": distance}
-    at = np.flatnonzero(np.isfinite(distance))
+    distance = arrays["distance"].copy()
+    at = np.flatnonzero(np.isfinite(distance) | arrays["rejected"])
     if not len(at):
         return arrays
     here = torch.from_numpy(at).to(block.x.device)
@@ -148,12 +151,47 @@ def confirmed(one: Attacked, block: Block, model: Model, arrays: Arrays, part: s
     moved = tolerance(task, block.earlier) or 0.0
     seeds = _seeds(task, f"{one.id(part)}.confirmed", block)
     draws = FRESH[task.profile]
-    share = wrong_share(task.model, points, y, draws=draws, tolerance=moved, **seeds).cpu().numpy()
-    lost = at[share <= beyond_chance(draws)]
-    broken, rejected = arrays["broken"].copy(), arrays["rejected"].copy()
-    rejected[lost] |= broken[lost]
-    broken[lost], distance[lost] = False, np.inf
-    return {**arrays, "broken": broken, "distance": distance, "rejected": rejected}
+    lost = wrong_share(task.model, points, y, draws=draws, tolerance=moved, **seeds) <= beyond_chance(draws)
+    unfit = (distance[at] == 0) | arrays["rejected"][at]
+    near = unfit | arrays["broken"][at] | (distance[at] <= threat.eps)
+    lost |= torch.from_numpy(unfit).to(lost.device)
+    edge = lost & torch.from_numpy(near).to(lost.device)
+    x_adv, broken, rejected = (arrays[name].copy() for name in ("x_adv", "broken", "rejected"))
+    if bool(edge.any()):
+        moved_on, x = at[edge.cpu().numpy()], block.x[here][edge]
+        further = _further(model, threat, x, points[edge], y[edge])
+        seeds = _seeds(task, f"{one.id(part)}.further", block)
+        lost[edge] = wrong_share(task.model, further, y[edge], draws=draws, tolerance=moved, **seeds) <= beyond_chance(draws)
+        x_adv[moved_on], distance[moved_on] = further.cpu().numpy(), threat.on(x).distance(x, further).cpu().numpy()
+        broken[moved_on] = True
+    gone = at[lost.cpu().numpy() | (distance[at] == 0)]
+    rejected[at] = False
+    rejected[gone] = broken[gone]
+    broken[gone], distance[gone] = False, np.inf
+    return {**arrays, "x_adv": x_adv, "broken": broken, "distance": distance, "rejected": rejected}
+
+
+def _further(model: Model, threat: ThreatModel, x: Tensor, points: Tensor, y: Tensor) -> Tensor:
+    """Go on up the margin of the mean, within the radius.
+
+    An attack stops where the mean of few draws is wrong for the first time: at the edge, or in a lucky draw. Half of the
+    answers there are right; farther in fewer are.
+    """
+
+    def climb(x: Tensor, point: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        region, goal = threat.on(x).around(x), Goal(model.task or "", y)
+
+        def margin(output: Tensor) -> Tensor:
+            return (output - y).abs() if goal.task == "regression" else goal.margin(output)
+
+        for k in range(FURTHER):
+            gradient, _, _ = observe(model, point, margin)
+            length = FURTHER_STEP * (1 - k / FURTHER) * region.ball.eps
+            point = step(point, gradient.nan_to_num(0.0, 0.0, 0.0), region, length * region.ball.unit())
+        return (point,)
+
+    with model.session():
+        return in_batches(climb, (x, points, y), model.batch_size)[0]
 
 
 def evidence(one: Attacked, found: Found) -> list[Evidence]:

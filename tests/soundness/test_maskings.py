@@ -210,6 +210,35 @@ def test_one_unlucky_draw_does_not_break_a_random_network(few):
     assert abs(figure(check) - figure(plain)) <= 0.02
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", [0.1, 0.5])
+def test_noise_on_the_outputs_leaves_the_figure_where_most_answers_have_it(noise: float):
+    """A linear network whose worst share of wrong answers is known: attacks stop at its edge, where half are right."""
+    torch.manual_seed(0)
+    slope, x = torch.randn(16), np.random.default_rng(0).random((300, 16), dtype=np.float32)
+
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.Parameter(slope.clone())
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = (x - 0.5) @ self.slope + noise * torch.randn(len(x))
+            return torch.stack((z, -z), dim=1) / 2
+
+    lead = (torch.tensor(x) - 0.5) @ slope
+    up, down = torch.tensor(1 - x).clamp_max(0.05), torch.tensor(x).clamp_max(0.05)
+    towards = -lead.sign()[:, None] * slope
+    worst = lead.abs() - (torch.where(towards > 0, up, down) * slope.abs()).sum(dim=1)
+    wrong = torch.special.ndtr(-worst / noise)
+    check = robustness(Noisy().eval(), audit.Dataset(x, (lead < 0).long().numpy()), eps=0.05, output="logits")["robustness"]
+    assert check.status == "incomplete"
+    sure, seldom = (1 - float((wrong > share).double().mean()) for share in (0.75, 0.5))
+    assert seldom - 0.03 <= figure(check) <= sure
+    broken = check.outcomes.bits("robustness.linf.broken")
+    assert not (np.asarray(broken, dtype=bool) & (wrong < 0.45).numpy()).any()
+
+
 def test_nothing_breaks_a_network_whose_coin_does_not_look_at_its_input():
     """Wrong in three answers of ten, whatever is changed: a mean of few draws is wrong more often, and is no example."""
 
