@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from audit.attacks.base import Attack, AttackOutput, Candidates, output_of
 from audit.attacks.geometry import Ball, Norm, ThreatModel
+from audit.attacks.given import ids_of, samples_of
 from audit.attacks.goal import Goal
 from audit.data.noise import BLOCK, block_seed
 from audit.errors import UsageError, closest
@@ -225,18 +226,16 @@ class ArtAttack(Attack):
         tolerance: float | None = None,
     ) -> AttackOutput:
         """Let ART attack the samples that are right; see `Attack.__call__`."""
-        inputs, labels = model.to_input(_tensor(x)), _tensor(y).to(model.device)
-        threat = threat or self._threat(model, tuple(inputs.shape[1:]))
+        inputs, labels = samples_of(model, x, y)
+        threat = self._threat(model, inputs) if threat is None else threat
         threat.check(tuple(inputs.shape[1:]))
-        if model.output is None:
-            model.resolve(inputs, labels.cpu().numpy())
         forwards, backwards = model.forwards, model.backwards
         with model.session():
             if len(inputs) == 0:
                 self._points = inputs
             else:
                 self.check(model, threat, tuple(inputs.shape[1:]))
-                sample_ids = torch.arange(len(inputs)) if ids is None else _tensor(ids).cpu()
+                sample_ids = ids_of(ids, len(inputs))
                 self._points = self._generate(model, inputs, labels.long(), sample_ids, threat.on(inputs))
             out = super().__call__(model, inputs, labels, ids=torch.arange(len(inputs)), threat=threat, tolerance=tolerance)
         self._points = torch.zeros(0)

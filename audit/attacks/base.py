@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from numbers import Real
+from typing import ClassVar, cast
 
-import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from audit.attacks.geometry import Ball, Norm, ThreatModel
+from audit.attacks.given import ids_of, samples_of, threat_of, tolerance_of
 from audit.attacks.goal import Goal
 from audit.errors import UsageError
 from audit.model.batching import in_batches
@@ -153,22 +154,17 @@ class Attack(ABC):
         tolerance
             Regression: how far the output must move.
         """
-        inputs, labels = model.to_input(_tensor(x)), _tensor(y).to(model.device)
-        threat = threat or self._threat(model, tuple(inputs.shape[1:]))
+        inputs, labels = samples_of(model, x, y)
+        threat = self._threat(model, inputs) if threat is None else threat
         if threat.norm not in self.norms:
             raise UsageError(f"{self.name} is for {', '.join(self.norms)}, got {threat.norm!r}")
         threat.check(tuple(inputs.shape[1:]))
-        sample_ids = torch.arange(len(inputs)) if ids is None else _tensor(ids)
-        if model.output is None:
-            model.resolve(inputs, labels.cpu().numpy())
-        check_samples(model, inputs, labels)
-        if model.task == "regression" and tolerance is None:
-            raise UsageError("to attack a regression network, say how far its output must move: tolerance=…")
+        sample_ids, moved = ids_of(ids, len(inputs)), tolerance_of(model, tolerance)
         labels = labels.to(model.dtype) if model.task == "regression" else labels.long()
         forwards, backwards = model.forwards, model.backwards
 
         def attack(xs: Tensor, ys: Tensor, batch_ids: Tensor) -> tuple[Tensor, ...]:
-            return self._batch(model, xs, Goal(model.task or "", ys, tolerance or 0.0), threat.on(xs), batch_ids)
+            return self._batch(model, xs, Goal(model.task or "", ys, moved or 0.0), threat.on(xs), batch_ids)
 
         with model.session():
             out = in_batches(attack, (inputs, labels, sample_ids), model.batch_size)
@@ -186,11 +182,8 @@ class Attack(ABC):
             backwards=model.backwards - backwards,
         )
 
-    def _threat(self, model: Model, shape: tuple[int, ...]) -> ThreatModel:  # noqa: ARG002
-        if model.bounds is None:
-            raise UsageError("an attack needs to know which values are allowed: Model(…, bounds=(0, 1))")
-        low, high = (np.asarray(side, dtype=np.float64) for side in model.bounds)
-        return ThreatModel(self.norm, self.eps, low, high)
+    def _threat(self, model: Model, x: Tensor) -> ThreatModel:
+        return threat_of(model, self.norm, self.eps, x)
 
     def _batch(self, model: Model, x: Tensor, goal: Goal, ball: Ball, ids: Tensor) -> tuple[Tensor, ...]:
         clean = output_of(model, x)
@@ -239,29 +232,15 @@ class MinimumNormAttack(Attack):
     def __init__(self, norm: Norm = "l2", eps: float | None = None, *, seed: int = 0) -> None:
         super().__init__(norm, float("inf") if eps is None else eps, seed=seed)
 
-    def _threat(self, model: Model, shape: tuple[int, ...]) -> ThreatModel:
-        threat = super()._threat(model, shape)
-        return replace(threat, eps=min(self.eps, threat.reach(shape)))
+    def _threat(self, model: Model, x: Tensor) -> ThreatModel:
+        threat = super()._threat(model, x)
+        most = threat.reach(tuple(x.shape[1:]))
+        # A radius beyond the box is as good as none; what is no number is left for `ThreatModel.check` to refuse.
+        return replace(threat, eps=most) if isinstance(cast(object, threat.eps), Real) and threat.eps > most else threat
 
     def searched(self, ball: Ball, x: Tensor) -> Ball:
         """Return the ball that reaches every corner of the box."""
         return replace(ball, eps=ball.reach(tuple(x.shape[1:])))
-
-
-def check_samples(model: Model, x: Tensor, y: Tensor) -> None:
-    """Refuse what would count as broken, or as robust, for no fault of the network: labels of no class, inputs of no value."""
-    if len(y) != len(x):
-        raise UsageError(f"expected one label a sample, got {len(y)} labels for {len(x)} samples")
-    if not bool(torch.isfinite(x).all()):
-        raise UsageError("inputs should be finite numbers, got NaN or infinite ones")
-    if model.task == "multilabel":
-        return
-    if y.ndim != 1:
-        raise UsageError(f"labels of a {model.task} network should have shape ({len(x)},), got {tuple(y.shape)}")
-    if model.task == "classification" and len(y):
-        least, most, last = int(y.min()), int(y.max()), "" if model.classes is None else f" to {model.classes - 1}"
-        if least < 0 or (model.classes is not None and most >= model.classes):
-            raise UsageError(f"labels should be classes from 0{last}, got {least} to {most}")
 
 
 def output_of(model: Model, x: Tensor) -> Tensor:
@@ -286,7 +265,3 @@ def verify(model: Model, x: Tensor, y: Tensor, x_adv: Tensor, threat: ThreatMode
 
     with model.session():
         return in_batches(check, (inputs, candidates, labels), model.batch_size)[0]
-
-
-def _tensor(values: Any) -> Tensor:
-    return values if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Literal, cast
 
 import numpy as np
@@ -78,8 +79,9 @@ class ThreatModel:
         """Raise a UsageError where the radius is not between 0 and the size of the box of a sample of this shape."""
         if self.norm not in NORMS:
             raise UsageError(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
-        if isinstance(cast(object, self.eps), str):
+        if not isinstance(cast(object, self.eps), Real):
             raise UsageError(f"eps must be a number, as in eps=8/255 without quotes, got {self.eps!r}")
+        self.check_box(shape)
         if self.constraints:
             if len(shape) != 1:
                 raise UsageError(f"constraints are for tables, whose samples have one axis; these have shape {shape}")
@@ -89,6 +91,38 @@ class ThreatModel:
             size = {"linf": "width", "l2": "diagonal", "l1": "sum of the sides", "l0": "number of inputs"}[self.norm]
             hint = f": did you mean {self.eps:g}/255?" if most <= 1 and most < self.eps <= 255 * most else ""
             raise UsageError(f"eps must be between 0 and the {size} of the box ({most:g}), got {self.eps:g}{hint}")
+        if self.norm == "l0" and math.isfinite(self.eps) and self.eps != int(self.eps):
+            raise UsageError(f"in L0 the radius is a whole number of inputs that may change, got {self.eps:g}")
+
+    def check_box(self, shape: tuple[int, ...]) -> None:
+        """Raise a UsageError where box, scale or mutable inputs are not those of a sample of this shape.
+
+        A box whose lowest value is above its highest, or a scale without a value, holds no changed input: every network
+        would look robust in it.
+        """
+        for name in ("low", "high", "scale", "mutable"):
+            side = getattr(self, name)
+            if side is None:
+                continue
+            numbers = np.asarray(side)
+            if numbers.dtype.kind not in ("b" if name == "mutable" else "iuf"):
+                kind = "True or False" if name == "mutable" else "numbers"
+                raise UsageError(f"the threat model's {name} should be {kind}, got {numbers.dtype}")
+            try:
+                np.broadcast_to(numbers, shape)
+            except ValueError:
+                raise UsageError(
+                    f"the threat model's {name} should be one value or fit samples of shape {shape}, got shape {numbers.shape}"
+                ) from None
+        low, high = np.broadcast_arrays(np.asarray(self.low), np.asarray(self.high))
+        wrong = ~(low <= high)
+        if wrong.any():
+            raise UsageError(
+                "the lowest value of each input should be no larger than its highest, "
+                f"got {float(low[wrong][0]):g} to {float(high[wrong][0]):g}"
+            )
+        if self.scale is not None and not bool((np.isfinite(self.scale) & (np.asarray(self.scale) >= 0)).all()):
+            raise UsageError("the threat model's scale should be finite and 0 or more, got NaN, infinite or negative values")
 
     def _scale(self) -> NDArray[np.float64]:
         scale = np.asarray(1.0) if self.scale is None else np.asarray(self.scale, dtype=np.float64)

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from audit.attacks.base import output_of
+from audit.attacks.given import ids_of, samples_of, tolerance_of
 from audit.attacks.goal import Goal
 from audit.data.noise import hashed_bits
 from audit.errors import UsageError
@@ -99,20 +100,16 @@ class Spatial:
         UsageError
             The inputs are no images, (n, channels, height, width).
         """
-        inputs, labels = model.to_input(x), torch.as_tensor(y).to(model.device)
+        inputs, labels = samples_of(model, x, y)
         if inputs.ndim != 4:
             raise UsageError(f"spatial is for images of shape (n, channels, height, width), got {tuple(inputs.shape)}")
         if model.bounds is None and self.black is None:
             raise UsageError("spatial needs to know which value is black: Model(…, bounds=(0, 1))")
-        if model.output is None:
-            model.resolve(inputs, labels.cpu().numpy())
-        if model.task == "regression" and tolerance is None:
-            raise UsageError("to attack a regression network, say how far its output must move: tolerance=…")
-        sample_ids = torch.arange(len(inputs)) if ids is None else torch.as_tensor(ids)
+        sample_ids, moved = ids_of(ids, len(inputs)), tolerance_of(model, tolerance)
         forwards = model.forwards
 
         def attack(xs: Tensor, ys: Tensor, batch_ids: Tensor) -> tuple[Tensor, ...]:
-            return self._batch(model, xs, Goal(model.task or "", ys, tolerance or 0.0), batch_ids)
+            return self._batch(model, xs, Goal(model.task or "", ys, moved or 0.0), batch_ids)
 
         with model.session():
             out = in_batches(

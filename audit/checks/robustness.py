@@ -29,7 +29,7 @@ from audit.checks.base import (
     repeatability,
     repeatability_evidence,
 )
-from audit.checks.robustness_norms import default_radius, refused
+from audit.checks.robustness_norms import default_radius
 from audit.checks.robustness_state import Attacked, radius
 from audit.errors import UsageError, closest
 from audit.result import CheckResult, Finding
@@ -241,8 +241,6 @@ class Robustness(Check):
         for norm in task.options.norm:
             threat = threat_model(task, norm)
             threat.check(task.data.test.x.shape[1:])
-            if reason := refused(threat):
-                raise UsageError(reason)
             for attack in evaluated(task, norm).asked().values():
                 if isinstance(attack, ArtAttack):
                     attack.check(task.model, threat, task.data.test.x.shape[1:])
@@ -309,7 +307,11 @@ def _unstated(task: Task) -> list[Finding]:
         notes.append(f"no radius was stated, so the default was used ({radii}): state with --eps what must not matter to you")
     if task.data.bounds is None:
         kind = "range of each column" if task.data.kind == "table" else "box of the pixel values"
-        notes.append(f"no bounds were stated, so the {kind} was taken from the data: state them with --bounds")
+        stated, but = task.options.column_bounds, ""
+        if stated:
+            kind, but = "range of each other column", " but column_bounds"
+        if not stated or len(stated) < len(task.data.columns):
+            notes.append(f"no bounds{but} were stated, so the {kind} was taken from the data: state them with --bounds")
     if task.model.task == "regression" and task.options.tolerance is None:
         notes.append("no tolerance was stated, so a move of the output by one standard deviation of the residuals counts")
     return [Finding(severity="info", title="Unstated defaults", detail="; ".join(notes) + ".")] if notes else []

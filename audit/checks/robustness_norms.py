@@ -44,13 +44,6 @@ def default_radius(norm: Norm, kind: str, inputs: int, width: float) -> float:
     return IMAGES[norm] * width
 
 
-def refused(threat: ThreatModel) -> str:
-    """Return why a radius makes no sense in its norm, or nothing."""
-    if threat.norm == "l0" and threat.eps != int(threat.eps):
-        return f"in L0 the radius is a whole number of inputs that may change, got {threat.eps:g}"
-    return ""
-
-
 def longer(one: Attacked) -> Attack:
     """Return an attack by gradient that is longer than a survey, from places of its own."""
     threat, seed = one.threat, one.task.seed + 1

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from audit.attacks.base import Attack
 from audit.attacks.geometry import Norm, ThreatModel
+from audit.attacks.given import samples_of, threat_of
 from audit.errors import UsageError
 from audit.evaluations.adaptive import adaptive
 from audit.evaluations.base import AttackRound, Evaluated, Profile, Round, evaluate
@@ -62,28 +63,11 @@ def robust_accuracy(
     Evaluated
         Its `accuracy` is an upper bound on the truth: a stronger attack can only lower it.
     """
+    inputs, labels = samples_of(model, x, y)
     if threat is None:
-        if model.bounds is None:
-            raise UsageError("an attack needs to know which values are allowed: Model(…, bounds=(0, 1))")
-        low, high = (np.asarray(side, dtype=np.float64) for side in model.bounds)
-        threat = ThreatModel(norm, eps, low, high)
-        _check_inside(model.to_input(x).cpu().numpy(), low, high)
-    if model.output is None:
-        model.resolve(model.to_input(x)[:64], np.asarray(y)[:64])
+        threat = threat_of(model, norm, eps, inputs)
     rounds = rounds_of(evaluation, threat, profile=profile, classes=model.classes, seed=seed)
-    return evaluate(model, x, y, rounds, threat, ids=ids, tolerance=tolerance, certified=certified)
-
-
-def _check_inside(x: NDArray[Any], low: NDArray[np.float64], high: NDArray[np.float64]) -> None:
-    """Refuse inputs outside the box, as the data of a run are: a radius in other units than theirs is next to nothing."""
-    slack = 1e-6 * (high - low)
-    outside = ((x < low - slack) | (x > high + slack)).reshape(len(x), -1).any(axis=1) if len(x) else np.zeros(0, dtype=bool)
-    if outside.any():
-        raise UsageError(
-            f"the model's bounds should hold every input, but {int(outside.sum())} of {len(x)} samples reach outside "
-            f"{float(low.min()):g} to {float(high.max()):g}: inputs lie between {float(x.min()):g} and {float(x.max()):g}; "
-            "give the bounds in the units of the inputs: Model(…, bounds=(low, high))"
-        )
+    return evaluate(model, inputs, labels, rounds, threat, ids=ids, tolerance=tolerance, certified=certified)
 
 
 def rounds_of(

@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from audit.attacks.base import Attack, check_samples, output_of
+from audit.attacks.base import Attack, output_of
 from audit.attacks.geometry import ThreatModel
+from audit.attacks.given import ids_of, samples_of, tolerance_of
 from audit.attacks.goal import Goal
 from audit.errors import UsageError
 from audit.model.batching import in_batches
@@ -259,17 +260,14 @@ def evaluate(
     certified : bool array (n,)
         Samples that nothing can break, which are not attacked.
     """
-    inputs, labels = model.to_input(x), torch.as_tensor(y).to(model.device)
-    if model.output is None:
-        model.resolve(inputs, labels.cpu().numpy())
-    check_samples(model, inputs, labels)
-    if model.task == "regression" and tolerance is None:
-        raise UsageError("to attack a regression network, say how far its output must move: tolerance=…")
+    inputs, labels = samples_of(model, x, y)
+    if len(inputs) == 0:
+        raise UsageError("expected at least one sample, got none")
+    moved, names = tolerance_of(model, tolerance), ids_of(ids, len(inputs))
     threat.check(tuple(inputs.shape[1:]))
     forwards, backwards, n = model.forwards, model.backwards, len(inputs)
     right = _right(model, inputs, labels)
-    standing = right & ~certified if certified is not None else right
-    names = np.arange(n) if ids is None else np.asarray(ids)
+    standing = right if certified is None else right & ~_mask(certified, n)
     x_adv, distance = inputs.cpu().numpy().copy(), np.where(right, np.inf, 0.0)
     by, done = [""] * n, list[Rows]()
     for one in rounds:
@@ -278,7 +276,7 @@ def evaluate(
         if not len(at):
             continue
         rows = torch.from_numpy(at).to(inputs.device)
-        job = Job(model, inputs[rows], labels[rows], torch.from_numpy(names[at]), at, threat, tolerance)
+        job = Job(model, inputs[rows], labels[rows], names[torch.from_numpy(at)], at, threat, moved)
         found = Found(at, one(job, known))
         done.append(found)
         for row in np.flatnonzero(found["broken"] & (found["distance"] < distance[at])):
@@ -297,6 +295,14 @@ def evaluate(
         forwards=model.forwards - forwards,
         backwards=model.backwards - backwards,
     )
+
+
+def _mask(certified: object, n: int) -> Bits:
+    """Return which samples are certified; row numbers would be taken for other samples than they name."""
+    mask = np.asarray(certified)
+    if mask.dtype != np.bool_ or mask.shape != (n,):
+        raise UsageError(f"certified should be True or False for each of {n} samples, got {mask.dtype} of shape {mask.shape}")
+    return mask
 
 
 def _right(model: Model, x: Tensor, y: Tensor) -> Bits:

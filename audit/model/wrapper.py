@@ -21,6 +21,7 @@ from audit.budget import check_deadline
 from audit.config import Output
 from audit.errors import AuditError, ModelError, UsageError
 from audit.model.batching import BatchSize, in_batches, is_out_of_memory
+from audit.model.numbers import as_numbers
 from audit.model.outputs import (
     OUTPUTS,
     PROBABILITIES,
@@ -107,7 +108,7 @@ class Model:
         self._task = task
         self.class_names: list[str] = [] if classes is None or isinstance(classes, int) else [str(c) for c in classes]
         self.classes: int | None = classes if isinstance(classes, int) else (len(self.class_names) or None)
-        self.bounds = bounds
+        self.bounds = _box(bounds)
         self.mean, self.std = _constant(mean, "mean"), _constant(std, "std")
         if self.std is not None and not bool((self.std > 0).all()):
             raise UsageError(f"std must be above 0 everywhere, got {self.std.tolist()}")
@@ -219,7 +220,7 @@ class Model:
         Half-precision networks are handed their own type inside: in it, a step or a radius of 1/255 would round away.
         """
         dtype = self.dtype if self.dtype == torch.float64 else torch.float32
-        return torch.as_tensor(x).to(device=self.device, dtype=dtype)
+        return as_numbers(x, "inputs").to(device=self.device, dtype=dtype)
 
     def outputs(self, x: Tensor) -> Tensor:
         """Return the network's raw output for inputs in the user's units, shape (n,) or (n, k); counts n forwards."""
@@ -527,6 +528,21 @@ def weights_sha256(module: nn.Module) -> str:
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
+
+
+def _box(bounds: Any) -> tuple[ArrayLike, ArrayLike] | None:
+    """Return bounds as they were given, once they are a lowest and a highest value: none lies between others."""
+    if bounds is None:
+        return None
+    try:
+        low, high = (np.asarray(side, dtype=np.float64) for side in bounds)
+        sound = bool((low <= high).all())
+    except (TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise UsageError(f"bounds must be the lowest and the highest value of an input, as in bounds=(0, 1); got {bounds!r}")
+    lowest, highest = bounds
+    return lowest, highest
 
 
 def _constant(value: ArrayLike | None, name: str) -> Tensor | None:

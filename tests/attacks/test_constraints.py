@@ -428,6 +428,21 @@ def test_options_make_the_threat_model():
 
 
 @pytest.mark.parametrize(
+    ("bounds", "said"),
+    [
+        ({}, "no bounds were stated, so the range of each column was taken"),
+        ({"n": [-5, 50]}, "no bounds but column_bounds were stated, so the range of each other column was taken"),
+        ({name: [-100, 100] for name in TABLE}, ""),
+    ],
+)
+def test_what_is_said_of_bounds_is_what_was_stated(bounds: dict[str, list[float]], said: str):
+    from audit.checks.robustness import _unstated
+
+    findings = _unstated(task(column_bounds=bounds, eps=0.3))
+    assert (said in findings[0].detail) if said else not findings
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"immutable": ["nn"]}, "robustness.immutable: no input column 'nn'; did you mean 'n'"),

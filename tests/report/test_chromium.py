@@ -141,6 +141,14 @@ def test_pictures_load_and_seven_panels_fit(browser: Any, file: Path, wide: int)
     assert all(inner <= outer for outer, inner, _ in panels)
 
 
+def test_rows_that_changed_stand_side_by_side(browser: Any, file: Path) -> None:
+    with Visit(browser, file) as visit:
+        visit.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        tops = visit.page.evaluate("[...document.querySelectorAll('.changes > *')].map(e => e.getBoundingClientRect().top)")
+    assert len(tops) == 2
+    assert tops[0] == tops[1]
+
+
 def test_details_open_in_print(browser: Any, file: Path) -> None:
     with Visit(browser, file) as visit:
         visit.page.emulate_media(media="print")
