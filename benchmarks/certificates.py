@@ -32,8 +32,8 @@ published figures say 26.88 / 54.82 = 49 %. No other slope of the lower line wou
 upper line's 16, and the best of all four no image more than the adaptive one. With terms for rounding, slopes optimised in 20
 steps (``--alpha 20``) certify 28, branching into up to 32 parts (``--parts 32``) 32.
 
-In float64, two threads, 48 images: 40.2 ms a sample (fashion_kw), 15.9 and 46.3 (mnist_cnn_a_adv), 3.0 and 14.5 (mnistfc),
-307 and 401 (cifar10_resnet2b).
+In float64, two threads, 48 images: 38.4 ms a sample (fashion_kw), 14.8 and 43.3 (mnist_cnn_a_adv), 2.8 and 13.9 (mnistfc),
+327 and 421 (cifar10_resnet2b).
 
 Branching into up to 32 parts (``--parts 32``), after the bounds of hidden neurons are tightened, took mnist_cnn_a_adv at 0.3
 from 0 to 12 of the first 60 images (9 without tightening), at about twice the time, and fashion_kw from 31 to 33 (32), at a
