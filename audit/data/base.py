@@ -181,9 +181,9 @@ class Dataset:
         The number of samples of each class, and of each group of the first sensitive attribute within it, is its exact share
         rounded down or up, at random so that each row is drawn with a chance of exactly n / rows. A class whose share comes to
         less than one sample is therefore missing from some draws, which a note says: one sample of it in all draws would count
-        such a class for more than it is. Where labels are numbers, or more than `n`, the groups are kept first, and within them
-        the tenths of the labels. Intervals that take samples for independent are, on such a draw, rather too wide than too
-        narrow.
+        such a class for more than it is. Where labels are numbers, or there are more classes than `n`, the groups are kept
+        first, and within them the tenths of the labels, or the classes. Intervals that take samples for independent are, on
+        such a draw, rather too wide than too narrow.
 
         All of the data comes back where `n` is larger, and a note says so. Source: Madow (1949), Annals of Mathematical
         Statistics 20:333, systematic sampling, on rows in the order of their classes and groups and at random within them.
@@ -519,7 +519,9 @@ def _stratified(part: Part, n: int, generator: np.random.Generator) -> NDArray[n
     codes, classes = _classes(part.y)
     groups = [np.unique(values, return_inverse=True)[1] for _, values in sorted(part.sensitive.items())]
     keys = [codes, *groups]
-    if not 0 < classes <= n:
+    if classes > n:
+        keys = [*groups, codes]
+    elif classes == 0:
         tenths = np.argsort(np.argsort(_ordered(part.y), kind="stable"), kind="stable") * TENTHS // rows
         keys = [*groups, tenths]
     order = np.lexsort((generator.permutation(rows), *reversed(keys)))
