@@ -170,7 +170,7 @@ def _draw(one: Attacked, found: Found, answer: Answer, known: NDArray[np.float64
         certified=None if certified is None else int((proven & ~hit).sum()),
     )
     answer.figures.append(
-        figures.bracket(one.prefix, counts, confidence=task.confidence, norm_name=one.name, radius=one.radius)
+        figures.bracket(one.prefix, counts, confidence=task.confidence, norm_name=one.name, radius=one.radius, absent=why)
     )
     image = task.data.kind == "image"
     width = float(np.max(np.asarray(threat_.high) - np.asarray(threat_.low))) if image and one.norm == "linf" else None
@@ -222,7 +222,8 @@ def _threat_lines(one: Attacked, found: Found) -> list[tuple[str, str]]:
         ("profile", task.profile),
         ("attacks", ", ".join(ran(one, found))),
     ]
-    return [*lines, ("seed", str(task.seed))]
+    why = absent(one, found)
+    return [*lines, ("certificate", f"none: {why}" if why else notes(one, found)), ("seed", str(task.seed))]
 
 
 def _idle_radius(one: Attacked) -> list[str]:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from audit.checks.base import Arrays, Block, Found, Stage
 from audit.checks.robustness_state import CERTIFICATE, FEW, Attacked, right_at_first, spread_over, tolerance
 from audit.errors import UsageError
+from audit.plain import plain
 
 # Coefficients that the bounds of one layer may take for one sample: above, its inputs have interval bounds, and a note says so.
 MOST = {"quick": 2**22, "standard": 2**22, "thorough": 2**24, "exhaustive": 2**26}
@@ -68,7 +69,7 @@ def _bounded(one: Attacked, block: Block) -> tuple[NDArray[np.bool_], str]:
             parts=PARTS[task.profile],
         )
     except (NoBound, UsageError) as problem:
-        return np.zeros(len(block.ids), dtype=bool), f"{ABSENT}{problem}"
+        return np.zeros(len(block.ids), dtype=bool), f"{ABSENT}{plain(str(problem))}"
     # Passes of bounds are no forwards of the network: they count by the time that they take, as measured once for all, since a
     # clock would make each run's count another.
     model.forwards += round(FORWARDS * found.passes)

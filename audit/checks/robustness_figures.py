@@ -144,7 +144,9 @@ def curve(
     )
 
 
-def bracket(prefix: str, counts: Counts, *, confidence: float, norm_name: str = "", radius: str = "") -> Figure:
+def bracket(
+    prefix: str, counts: Counts, *, confidence: float, norm_name: str = "", radius: str = "", absent: str = ""
+) -> Figure:
     """Draw all samples as one bar, certified | undecided | broken | wrong: certified ≤ true ≤ attacked.
 
     On these samples the true robust accuracy lies between the share that is certified and the share that no attack broke. Each
@@ -161,6 +163,8 @@ def bracket(prefix: str, counts: Counts, *, confidence: float, norm_name: str = 
         Of both intervals, between 0 and 1.
     norm_name, radius
         What the title says of the threat model.
+    absent
+        Why there is no certificate, where there is none.
     """
     upper = stats.clopper_pearson(counts.n - counts.wrong - counts.broken, counts.n, confidence)
     lower = None if counts.certified is None else stats.clopper_pearson(counts.certified, counts.n, confidence)
@@ -176,7 +180,7 @@ def bracket(prefix: str, counts: Counts, *, confidence: float, norm_name: str = 
         "attacked_high": upper.high,
         "confidence": confidence,
         "xlabel": "share of samples",
-        "note": _said_of_bracket(lower, upper, confidence),
+        "note": _said_of_bracket(lower, upper, confidence, absent),
     }
     title = f"What is certified, what is broken, and what is left between them, under {under}"
     return Figure(id=f"{prefix}.bracket", kind="bracket", title=title, data=data)
@@ -333,13 +337,13 @@ def _said_of_curve(distances: Floats, end: float, confidence: float, joined: int
     return " ".join(words)
 
 
-def _said_of_bracket(lower: stats.Interval | None, upper: stats.Interval, confidence: float) -> str:
+def _said_of_bracket(lower: stats.Interval | None, upper: stats.Interval, confidence: float, absent: str) -> str:
     if upper.high is None or upper.value is None:
         return ""
     if lower is None:
         return (
-            f"Nothing bounds the truth from below: no certificate was asked for, or none applies. For other samples like these "
-            f"it is at most {upper.high:.3f}, at {_percent((1 + confidence) / 2)}."
+            f"Nothing bounds the truth from below: {absent or 'there is no certificate'}. For other samples like these it is "
+            f"at most {upper.high:.3f}, at {_percent((1 + confidence) / 2)}."
         )
     return (
         "On these samples the truth lies between the two bounds; for other samples like them, "

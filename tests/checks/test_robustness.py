@@ -236,3 +236,17 @@ def test_the_last_doubling_is_that_of_each_kind_of_round(rounds: tuple[str, ...]
     if last is not None:
         assert said[0].value == pytest.approx(10 * len(last) / 200)
         assert not said[0].ok
+
+
+def test_a_layer_without_a_bound_is_named():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.SiLU(), nn.Linear(16, 3)).eval()
+    x = np.random.default_rng(0).random((40, 8), dtype=np.float32)
+    with torch.no_grad():
+        y = net(torch.as_tensor(x)).argmax(dim=1).numpy()
+    check = run(net, audit.Dataset(x, y), eps=0.01, profile="quick")["robustness"]
+    assert not [metric for metric in check.metrics if "certified" in metric.id]
+    bracket = next(figure for figure in check.figures if figure.id == "robustness.linf.bracket")
+    assert "'1 (SiLU)'" in bracket.data["note"]
+    rows = dict(row for table in check.tables for row in table.rows if len(row) == 2)
+    assert "'1 (SiLU)'" in rows["certificate"]
